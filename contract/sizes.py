@@ -1,0 +1,51 @@
+"""The sizes of each network configuration: every number once, with its reason (shared by export, training, service)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one configuration of TAGS. A cube of `roi` voxels becomes a cube of `tokens` tokens per side."""
+
+    name: str
+    roi: int  # voxels per side of the region of interest
+    tokens: int  # tokens per side after the folded stem
+    width: int  # channels of a token (SAM ViT-B: 768)
+    depth: int  # transformer blocks
+    heads: int
+    window: int  # tokens per side of an attention window
+    adapter: int  # hidden channels of a 3D adapter
+    neck: int  # channels of each level that the decoder reads
+    aggregation: int  # channels per level in the multi-level aggregation heads
+    queries: int  # learned global queries of the prompt transformer
+    prompt_heads: int
+    prompt_mlp: int
+    text_width: int  # width of CLIP's text transformer
+    text_depth: int
+    text_heads: int
+    feature_dtype: str  # dtype of the features between encoder and decoder
+
+    @property
+    def half(self) -> int:
+        """Voxels per side of the grid where levels are fused: half the region of interest."""
+        return self.roi // 2
+
+    @property
+    def patch(self) -> int:
+        """Voxels per token and side."""
+        return self.roi // self.tokens
+
+
+SMALL = Sizes(
+    name="small", roi=128, tokens=16, width=192, depth=8, heads=3, window=8, adapter=96,
+    neck=64, aggregation=16, queries=10, prompt_heads=4, prompt_mlp=256,
+    text_width=64, text_depth=4, text_heads=1, feature_dtype="float32",
+)  # fmt: skip
+VIT_B = Sizes(
+    name="vit_b", roi=128, tokens=32, width=768, depth=12, heads=12, window=8, adapter=384,
+    neck=256, aggregation=128, queries=10, prompt_heads=8, prompt_mlp=2048,
+    text_width=768, text_depth=12, text_heads=12, feature_dtype="float16",
+)  # fmt: skip
+CONFIGURATIONS = {sizes.name: sizes for sizes in (SMALL, VIT_B)}

@@ -1,0 +1,1 @@
+"""The gateway: DICOM in, prompts assembled, networks called, masks out. Never imports torch."""
