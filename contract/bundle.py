@@ -1,4 +1,14 @@
-"""A bundle: `bundle.json` beside three ONNX files. What a checkpoint needs to be served, and what it may be used for."""
+"""A bundle: `bundle.json` at the root of a Triton model repository that holds the three ONNX files.
+
+    model_repository/
+      bundle.json
+      sam_encoder/         config.pbtxt, 1/model.onnx, 1/model.py
+      clip_text_embedder/  likewise
+      fusion_decoder/      likewise
+      tags/                config.pbtxt, 1/ (the ensemble has no file of its own)
+
+What a checkpoint needs to be served, and what it may be used for. One directory serves both engines.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +24,11 @@ from contract.tensors import NETWORKS
 
 FORMAT = 1
 FILE_NAME = "bundle.json"
+
+
+def onnx_file(network: str) -> str:
+    """Where a network's ONNX file lies inside a bundle: Triton's version folder 1."""
+    return f"{network}/1/model.onnx"
 
 
 class BundleInvalid(ValueError):
@@ -36,7 +51,7 @@ class Bundle:
     quality: dict[str, Any] = field(default_factory=dict)  # measured figures
     licence: str = "Apache-2.0"
     intended_use: str = "Research use only. Not for diagnosis or treatment."
-    files: dict[str, str] = field(default_factory=dict)  # file name -> sha256
+    files: dict[str, str] = field(default_factory=dict)  # path inside the directory -> sha256
     directory: Path = Path()
 
     @property
@@ -53,13 +68,13 @@ class Bundle:
         return self.intensity.get(f"{modality}/{target}") or self.intensity[modality]
 
     def onnx_path(self, network: str) -> Path:
-        return self.directory / f"{network}.onnx"
+        return self.directory / onnx_file(network)
 
     def write(self, directory: Path) -> None:
-        """Write bundle.json with the sha256 of each ONNX file in `directory`."""
+        """Write bundle.json into `directory`, with the sha256 of each ONNX file there."""
         document = asdict(self) | {"format": FORMAT}
         del document["directory"]
-        document["files"] = {f"{n}.onnx": sha256(directory / f"{n}.onnx") for n in NETWORKS}
+        document["files"] = {onnx_file(n): sha256(directory / onnx_file(n)) for n in NETWORKS}
         (directory / FILE_NAME).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -77,7 +92,7 @@ def load_bundle(directory: Path) -> Bundle:
                 raise BundleInvalid(f"{name}: sha256 differs from {FILE_NAME}")
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise BundleInvalid(f"no usable {FILE_NAME} in the bundle directory") from error
-    if set(bundle.files) != {f"{n}.onnx" for n in NETWORKS}:
+    if set(bundle.files) != {onnx_file(n) for n in NETWORKS}:
         raise BundleInvalid(f"{FILE_NAME} must list exactly the files of {', '.join(NETWORKS)}")
     return bundle
 
