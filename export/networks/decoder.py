@@ -1,0 +1,88 @@
+"""`fusion_decoder`: clicks, boxes, text and previous mask fused with the image features into one 3D mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contract.sizes import Sizes
+from contract.tensors import FEATURE_LEVELS
+from export.networks.encoder import depth_to_space
+from export.networks.prompts import PROMPT_MAPS, PromptEncoder, prompt_maps
+
+SUB_VOXELS = 8  # voxels of the full grid per cell of the half grid
+
+
+class AggregationHead(nn.Module):
+    """One level of the multi-level aggregation: two convolutions, then up to the half grid."""
+
+    def __init__(self, neck: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(neck, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, feature: Tensor, half: int) -> Tensor:
+        x = functional.relu(functional.instance_norm(self.conv1(feature)))
+        x = functional.relu(functional.instance_norm(self.conv2(x)))
+        return functional.interpolate(x, size=(half, half, half), mode="trilinear", align_corners=True)
+
+
+class FusionDecoder(nn.Module):
+    """Embeddings and placed prompts to mask logits. Cheap enough to run again for every click.
+
+    `cls` predicts a coarse logit per cell of the half grid, upsampled, plus a correction per voxel from the image at
+    full detail; the correction's weights start at zero (TAGS has the coarse logit only).
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.prompt_encoder = PromptEncoder(sizes)
+        self.mlahead = nn.ModuleList(AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS))
+        channels = sizes.aggregation
+        self.cls1 = nn.Conv3d(FEATURE_LEVELS * channels + SUB_VOXELS + PROMPT_MAPS + 1, channels, 3, padding=1)
+        self.cls2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.coarse = nn.Conv3d(channels, 1, 3, padding=1)
+        self.detail = nn.Conv3d(channels + SUB_VOXELS, SUB_VOXELS, 3, padding=1)
+        for module in (self.cls2, self.detail):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        feat_0: Tensor,
+        feat_1: Tensor,
+        feat_2: Tensor,
+        feat_3: Tensor,
+        align_feat: Tensor,
+        image_detail: Tensor,
+        text_features: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_prompt: Tensor,
+        use_text: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes as `contract.network_specs`. Returns: mask_logits, semantic_map."""
+        levels = [level.float() for level in (feat_0, feat_1, feat_2, feat_3)]
+        semantic = self.semantic_map(align_feat.float(), text_features)
+        told = semantic * use_text[:, :, None, None, None]
+        cells = mask_prompt.shape[-1]  # per side of the half grid
+        maps = prompt_maps(point_coords, point_labels, mask_prompt)
+        levels[-1] = self.prompt_encoder(
+            levels[-1], point_coords, point_labels, maps, told, text_features[:, 1], use_text
+        )
+        told = functional.interpolate(told, size=(cells, cells, cells), mode="trilinear", align_corners=False)
+        heads = [head(level, cells) for head, level in zip(self.mlahead, levels, strict=True)]
+        x = functional.relu(functional.instance_norm(self.cls1(torch.cat([*heads, image_detail, maps, told], dim=1))))
+        x = x + functional.relu(self.cls2(x))
+        voxels = 2 * cells
+        coarse = self.coarse(x)
+        coarse = functional.interpolate(coarse, size=(voxels, voxels, voxels), mode="trilinear", align_corners=True)
+        return coarse + depth_to_space(self.detail(torch.cat([x, image_detail], dim=1))), semantic
+
+    def semantic_map(self, align_feat: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 1, T, T, T): scaled similarity to the foreground phrase minus that to the background phrase."""
+        direction = self.logit_scale.exp() * (text_features[:, 1:] - text_features[:, :1])  # (B, 1, E)
+        grid = align_feat.shape[-1]
+        return (direction @ align_feat.flatten(2)).reshape(-1, 1, grid, grid, grid)
