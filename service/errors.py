@@ -1,8 +1,11 @@
 """The error tree. A leaf has status, slug and fixed title; `detail` is safe: counts, units and tag names only.
 
+A leaf's docstring says what happened and what to do; `docs/errors.md` and the page /docs/errors are made of it.
+
 TagsError
-├── RequestRefused      MalformedRequest 400, UploadTooLarge 413, UnsupportedMediaType 415,
-│                       UnsupportedTransferSyntax 415, NotAcceptable 406
+├── RequestRefused      MalformedRequest 400, UnknownPath 404, MethodNotAllowed 405, NotAcceptable 406,
+│                       UploadStalled 408, UploadTooLarge 413, UnsupportedMediaType 415,
+│                       UnsupportedTransferSyntax 415
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
 │                       InconsistentGeometry, UnsupportedModality, DamagedPixelData 422; VolumeTooLarge 413
 ├── PromptsRefused      NoPrompts, PromptOutsideVolume, TooManyPrompts, MaskMismatch 422
@@ -36,22 +39,54 @@ class RequestRefused(TagsError):
 
 
 class MalformedRequest(RequestRefused):
+    """A part, field or archive of the request cannot be read as what it should be. `errors` names each place in a
+    prompt document; correct it and send again."""
+
     slug, title = "malformed-request", "The request could not be read"
 
 
+class UnknownPath(RequestRefused):
+    """There is nothing at this address. /docs lists what there is."""
+
+    status, slug, title = 404, "unknown-path", "Nothing here"
+
+
+class MethodNotAllowed(RequestRefused):
+    """The address exists, but not for this method. /docs lists both."""
+
+    status, slug, title = 405, "method-not-allowed", "This method is not offered here"
+
+
+class UploadStalled(RequestRefused):
+    """No byte of the body arrived for TAGS_UPLOAD_IDLE_TIMEOUT_S. Check the connection and send again."""
+
+    status, slug, title = 408, "upload-stalled", "The upload stood still"
+
+
 class NotAcceptable(RequestRefused):
+    """Neither `format` nor `Accept` names a format that the service writes. `formats` lists those that it does."""
+
     status, slug, title = 406, "not-acceptable", "No such output format"
 
 
 class UploadTooLarge(RequestRefused):
+    """The body, its number of files, or what its archives inflate to exceeds a limit named in the detail. Send one
+    series only, or raise the TAGS_MAX_* setting."""
+
     status, slug, title = 413, "upload-too-large", "The upload exceeds a limit"
 
 
 class UnsupportedMediaType(RequestRefused):
+    """The body is not multipart/form-data, or a part is an archive other than ZIP, TAR or TAR.GZ. Send DICOM files
+    or one of these archives."""
+
     status, slug, title = 415, "unsupported-media-type", "This kind of body or file is not supported"
 
 
 class UnsupportedTransferSyntax(RequestRefused):
+    """The images are compressed in a way that no installed decoder reads. Convert them to Explicit VR Little
+    Endian, for example with `gdcmconv --raw`."""
+
     status, slug, title = 415, "unsupported-transfer-syntax", "No decoder for this transfer syntax"
 
 
@@ -60,42 +95,68 @@ class SeriesRefused(TagsError):
 
 
 class NotDicom(SeriesRefused):
+    """No file of the upload is a DICOM image. Check that the DICOM files themselves were sent, not links, a
+    DICOMDIR or a viewer."""
+
     slug, title = "not-dicom", "The upload holds no DICOM image"
 
 
 class NoUsableSeries(SeriesRefused):
+    """There are DICOM objects, but none is a CT or MR series that forms a volume. `set_aside` counts why each
+    object was left out."""
+
     slug, title = "no-usable-series", "The upload holds no series that can be segmented"
 
 
 class SeveralSeries(SeriesRefused):
+    """Choose one of the listed series with the field `series_instance_uid`."""
+
     slug, title = "several-series", "The upload holds several series; name one"
 
 
 class UnknownSeries(SeriesRefused):
+    """`series_instance_uid` names a series that the upload does not hold. Compare it with the listed ones."""
+
     slug, title = "unknown-series", "The named series is not in the upload"
 
 
 class MixedSeries(SeriesRefused):
+    """The images differ in orientation, acquisition or size, so that they do not form one volume. Send the images
+    of one acquisition."""
+
     slug, title = "mixed-series", "The series mixes images that do not form one volume"
 
 
 class MissingSlice(SeriesRefused):
+    """Two neighbouring slices lie further apart than the others. Send the missing images; a gap is never filled in."""
+
     slug, title = "missing-slice", "The series has a gap"
 
 
 class InconsistentGeometry(SeriesRefused):
+    """Positions or orientations do not make a regular stack, or are absent. Such a series cannot be segmented in
+    three dimensions."""
+
     slug, title = "inconsistent-geometry", "The slices do not form a regular stack"
 
 
 class UnsupportedModality(SeriesRefused):
+    """The networks know CT and MR only."""
+
     slug, title = "unsupported-modality", "Only CT and MR are supported"
 
 
 class DamagedPixelData(SeriesRefused):
+    """An image has no pixel data, too few, or its compressed stream is broken. Fetch the series again from its
+    source."""
+
     slug, title = "damaged-pixel-data", "Pixel data are missing or damaged"
 
 
 class VolumeTooLarge(SeriesRefused):
+    """The series has more images or voxels than TAGS_MAX_INSTANCES or TAGS_MAX_VOXELS allows. Send fewer slices
+    around the finding."""
+
     status, slug, title = 413, "volume-too-large", "The volume exceeds a limit"
 
 
@@ -104,22 +165,34 @@ class PromptsRefused(TagsError):
 
 
 class NoPrompts(PromptsRefused):
+    """Nothing says what to look for. Add a `text`, a point with label 1, a box, or a mask."""
+
     slug, title = "no-prompts", "A text, a foreground point, a box or a mask is needed"
 
 
 class PromptOutsideVolume(PromptsRefused):
+    """A point or box lies outside the series, or names an image that is not in it. The detail says which and gives
+    the range; check the frame (LPS mm, or column, row, slice from 0)."""
+
     slug, title = "prompt-outside-volume", "A prompt lies outside the volume"
 
 
 class TooManyPrompts(PromptsRefused):
+    """The network takes 32 slots: one per point, two per box. Send fewer."""
+
     slug, title = "too-many-prompts", "More points and boxes than the network has slots for"
 
 
 class MaskMismatch(PromptsRefused):
+    """`organ_mask` or `mask` lies on another grid or in another frame of reference, and does not overlap the series."""
+
     slug, title = "mask-mismatch", "A prompt mask cannot be laid onto the series"
 
 
 class NothingFound(TagsError):
+    """The network found no tumour at the prompt, and an empty DICOM SEG breaks viewers. Ask for `format=json` or
+    `nifti` to have that as a result, or move the prompt."""
+
     status, slug, title = 422, "nothing-found", "Nothing was found, and this format cannot say so"
 
 
@@ -129,18 +202,29 @@ class ModelUnavailable(TagsError):
 
 
 class ModelNotReady(ModelUnavailable):
+    """The engine is down, starting, or unreachable. Try again after `Retry-After`; the operator finds the cause at
+    /health/ready."""
+
     slug, title = "model-not-ready", "The inference engine is not ready"
 
 
 class ModelBusy(ModelUnavailable):
+    """As many requests as TAGS_MAX_WAITING allows are waiting already. Try again after `Retry-After`."""
+
     slug, title = "model-busy", "The inference engine is at its limit"
 
 
 class ModelTimeout(ModelUnavailable):
+    """The answer took longer than TAGS_TRITON_TIMEOUT_S or TAGS_REQUEST_TIMEOUT_S. Try again after `Retry-After`,
+    or with a smaller series."""
+
     status, slug, title = 504, "model-timeout", "The inference engine did not answer in time"
 
 
 class ModelContractBroken(ModelUnavailable):
+    """The inference server answers with tensors of other names, types or shapes than this gateway expects. The
+    operator must deploy the bundle that belongs to it."""
+
     status, slug, title = 502, "model-contract-broken", "The inference engine's tensors break the contract"
     retry_after_s = None
 
@@ -150,8 +234,13 @@ class ServiceFault(TagsError):
 
 
 class SegEncodingFailed(ServiceFault):
+    """The mask exists, but the series lacks what a DICOM SEG needs. Another format may still work; please report
+    the request id."""
+
     slug, title = "seg-encoding-failed", "The DICOM result could not be written"
 
 
 class InternalError(ServiceFault):
+    """A fault of the service. Nothing of the request is kept; report the request id, which the log carries too."""
+
     slug, title = "internal-error", "Internal error"
