@@ -43,9 +43,7 @@ class ClipTextEmbedder(nn.Module):
         width = sizes.text_width
         self.token_embedding = nn.Embedding(VOCABULARY, width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(CONTEXT_LENGTH, width))
-        self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, sizes.text_heads) for _ in range(sizes.text_depth)
-        )
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, sizes.text_heads) for _ in range(sizes.text_depth))
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
