@@ -1,4 +1,4 @@
-"""Each exact rewrite of the networks against the plain form it replaces (MODEL: folded stem, hat sampling, Q/K columns)."""
+"""Each exact rewrite against the plain form that it replaces: folded stem, hat sampling, query and key columns."""
 
 from __future__ import annotations
 
