@@ -1,6 +1,6 @@
 """Every setting of the gateway, read once from `TAGS_*` environment variables and passed on as an argument.
 
-What enters: the environment (`TAGS_PORT=9000`). What leaves: one frozen `Settings`. There is no instance at module level.
+What enters: the environment (`TAGS_PORT=9000`). What leaves: one frozen `Settings`; no instance at module level.
 The text under a field is its documentation: what it means, its unit, and why the default is what it is.
 """
 
@@ -72,13 +72,13 @@ class Settings(BaseSettings):
     """Bytes that the archives of one request may inflate to on disk."""
 
     max_inflation_ratio: float = Field(100.0, ge=1)
-    """Inflated bytes per archive byte, beyond a first 64 MiB. CT deflates two- to fivefold, a ZIP bomb a thousandfold."""
+    """Inflated bytes per archive byte, beyond a first 64 MiB. CT deflates two- to fivefold, a bomb a thousandfold."""
 
     max_instances: int = Field(4000, ge=1)
     """Images of one series."""
 
     max_voxels: int = Field(1024 * 512 * 512, ge=1)
-    """Voxels of one volume. The mask and one working copy stay in memory: 1024 slices of 512 x 512 are 0.25 GiB each."""
+    """Voxels of one volume. The mask and a working copy stay in memory: 1024 slices of 512 x 512 are 0.25 GiB each."""
 
     upload_idle_timeout_s: float = Field(30.0, gt=0)
     """Seconds that an upload may stand still before it is given up, so that a stalled sender frees its place."""

@@ -1,0 +1,42 @@
+"""Probes, capabilities and metrics. Liveness never touches the engine: a slow engine is no reason to kill us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.api.gateway import SharedGateway
+from service.api.problems import problem_responses
+from service.capabilities import capabilities
+from service.errors import ModelNotReady
+from service.telemetry import metrics
+
+router = APIRouter()
+
+
+@router.get("/health/live", tags=["health"], summary="The process answers")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@router.get(
+    "/health/ready",
+    tags=["health"],
+    summary="The engine answers a canary inference",
+    responses=problem_responses(ModelNotReady),
+)
+async def ready(gateway: SharedGateway) -> dict[str, str]:
+    await gateway.readiness.check()
+    return {"status": "ready", "bundle": gateway.engine.bundle.identity}
+
+
+@router.get("/capabilities", tags=["service"], summary="Formats, bundle, modalities and limits of this gateway")
+async def show_capabilities(gateway: SharedGateway) -> dict[str, Any]:
+    return capabilities(gateway.engine.bundle, gateway.settings)
+
+
+@router.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=Response)
+async def show_metrics(gateway: SharedGateway) -> Response:
+    return Response(gateway.metrics.text(), media_type=metrics.CONTENT_TYPE)

@@ -1,0 +1,124 @@
+"""`POST /segment`: a DICOM series and prompts in, a tumour mask out.
+
+The order is fixed: a place (or 503) before the body is read; the body to files; a turn; headers; prompts; networks;
+writing. Whatever uses the CPU runs in a thread, so that the event loop keeps answering. The route takes a bare
+`Request`: an `UploadFile` parameter would have the body read before anything could refuse it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio
+from anyio import to_thread
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.disconnection import while_connected
+from service.api.gateway import Gateway, SharedGateway
+from service.api.negotiation import choose_format
+from service.api.openapi import SEGMENT_BODY, SEGMENT_RESPONSES
+from service.api.problems import record_of
+from service.api.uploads import Upload, received
+from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.series import Series
+from service.domain.prompts import Prompts
+from service.errors import ModelTimeout
+from service.mask_file import read_mask
+from service.prompt_document import PromptDocument, read_prompt_document, resolve
+from service.results import Result, format_named, render
+from service.segment import segment
+from service.settings import Settings
+from service.telemetry.request_log import RequestRecord
+from service.telemetry.stages import Stages
+
+router = APIRouter()
+
+
+@router.post(
+    "/segment",
+    tags=["segmentation"],
+    summary="Segment the tumour at a prompt",
+    response_class=Response,
+    responses=SEGMENT_RESPONSES,
+    openapi_extra=SEGMENT_BODY,
+)
+async def post_segment(
+    request: Request,
+    gateway: SharedGateway,
+    format: Annotated[str | None, Query(description="seg (default), nifti, json, png or bundle")] = None,
+) -> Response:
+    """Research use only. Not for diagnosis or treatment.
+
+    Upload one CT or MR series as DICOM files or a ZIP or TAR(.gz) of them, with `prompts` that say what to look for.
+    """
+    settings, record, stages = gateway.settings, record_of(request), Stages()
+    accept = request.headers.get("accept")
+    if format:
+        format_named(format)  # a bad query is refused before the body is read
+    try:
+        async with gateway.admission.place(), received(request, settings, stages) as upload:
+            record.received_bytes, record.files = upload.received_bytes, len(upload.files)
+            record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
+            document = read_prompt_document(upload.fields.get("prompts"))
+            with anyio.move_on_after(settings.request_timeout_s):
+                result = await while_connected(request, _segment(gateway, upload, document, record, stages))
+                return _answer(result, gateway, stages)
+            raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
+    finally:
+        record.stages_ms = {name: round(1000 * seconds, 1) for name, seconds in stages.seconds.items()}
+
+
+async def _segment(
+    gateway: Gateway, upload: Upload, document: PromptDocument, record: RequestRecord, stages: Stages
+) -> Result:
+    """The way from files to a result, in its turn."""
+    async with gateway.admission.turn():
+        with stages("headers"):
+            series = await to_thread.run_sync(_read_series, upload, gateway.settings)
+        _note_series(record, gateway, series)
+        prompts = await to_thread.run_sync(_resolve, document, series, upload)
+        _note_prompts(record, prompts)
+        mask = await segment(series, prompts, gateway.engine, stages)
+        record.found = bool(mask.voxels.any())
+        return await to_thread.run_sync(
+            render, record.format, series, mask, prompts, gateway.engine.bundle, stages
+        )  # fmt: skip
+
+
+def _read_series(upload: Upload, settings: Settings) -> Series:
+    limits = SeriesLimits(max_instances=settings.max_instances, max_voxels=settings.max_voxels)
+    uid = upload.fields.get("series_instance_uid", "").strip() or None
+    return read_series(upload.files, series_instance_uid=uid, limits=limits)
+
+
+def _resolve(document: PromptDocument, series: Series, upload: Upload) -> Prompts:
+    organ_mask = read_mask(upload.organ_mask, series) if upload.organ_mask else None
+    mask = read_mask(upload.mask, series) if upload.mask else None
+    return resolve(document, series, organ_mask=organ_mask, mask=mask)
+
+
+def _answer(result: Result, gateway: Gateway, stages: Stages) -> Response:
+    headers = {
+        "Content-Disposition": f'attachment; filename="{result.file_name}"',
+        "Server-Timing": stages.server_timing(),
+        "TAGS-Bundle": gateway.engine.bundle.identity,
+        "Cache-Control": "no-store",
+    }
+    return Response(result.body, media_type=result.media_type, headers=headers)
+
+
+def _note_series(record: RequestRecord, gateway: Gateway, series: Series) -> None:
+    record.bundle, record.engine = gateway.engine.bundle.identity, gateway.settings.engine
+    record.series = gateway.log.series_hash(series.series_instance_uid)
+    record.modality = series.modality
+    record.shape_zyx = series.geometry.shape_zyx
+    record.spacing_zyx_mm = tuple(round(float(value), 3) for value in series.geometry.spacing_zyx_mm)
+    record.set_aside = sum(item.count for item in series.set_aside)
+
+
+def _note_prompts(record: RequestRecord, prompts: Prompts) -> None:
+    record.points, record.boxes = len(prompts.points_lps_mm), len(prompts.boxes_lps_mm)
+    record.with_text = prompts.text is not None
+    record.with_mask = prompts.mask is not None or prompts.organ_mask is not None

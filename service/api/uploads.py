@@ -1,0 +1,202 @@
+"""The upload: a multipart body, streamed to files in a private directory, with every limit checked as bytes arrive.
+
+What enters: a Starlette request whose body has not been touched. What leaves: an `Upload` of plain files and text
+fields, for as long as the context lasts. The directory (mode 0700) and the files in it have random and numbered names;
+no file name of the sender is ever used. It is removed in every outcome, a disconnected client included. Parsing and
+writing run in threads, in blocks, so that the event loop stays free.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+from anyio import to_thread
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from service.api.archives import Inbox, unpack
+from service.errors import MalformedRequest, UnsupportedMediaType, UploadStalled, UploadTooLarge
+from service.settings import Settings
+from service.telemetry.stages import Stages
+
+FILE_FIELDS = ("files", "organ_mask", "mask")
+TEXT_FIELDS = ("prompts", "series_instance_uid", "format")
+BLOCK_BYTES = 1024 * 1024  # handed to the parser's thread at once: fewer hops than per network packet
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The parts of one request. Files lie in the private directory and vanish with it."""
+
+    files: tuple[Path, ...]  # archives unpacked
+    organ_mask: Path | None
+    mask: Path | None
+    fields: dict[str, str] = field(repr=False)  # of TEXT_FIELDS, those that were sent
+    received_bytes: int = 0
+
+
+@asynccontextmanager
+async def received(request: Request, limits: Settings, stages: Stages) -> AsyncIterator[Upload]:
+    """Receive and unpack the body, hold it while the context lasts, then remove it.
+
+    Raises: UnsupportedMediaType, UploadTooLarge (for a Content-Length over the limit before any byte is read),
+    UploadStalled, MalformedRequest; starlette.requests.ClientDisconnect when the client goes away.
+    """
+    boundary = _boundary(request)
+    if int(request.headers.get("content-length", "0")) > limits.max_upload_bytes:
+        raise UploadTooLarge(f"the body is larger than {limits.max_upload_bytes} bytes")
+    directory = Path(tempfile.mkdtemp(prefix="tags-", dir=limits.temporary_dir))
+    try:
+        form = _Form(boundary, Inbox(directory, limits), limits.max_field_bytes)
+        try:
+            with stages("receive"):
+                received_bytes = await _stream(request, form, limits)
+                await to_thread.run_sync(form.finish)
+        finally:
+            form.close()
+        with stages("unpack"):
+            files = await to_thread.run_sync(unpack, form.files["files"], form.inbox)
+        masks = {name: next(iter(form.files[name]), None) for name in ("organ_mask", "mask")}
+        yield Upload(files, masks["organ_mask"], masks["mask"], form.texts(), received_bytes)
+    finally:
+        with anyio.CancelScope(shield=True):  # a cancelled request cleans up too
+            await to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind == b"application/json":
+        raise UnsupportedMediaType("JSON bodies that name a DICOMweb source are not offered yet; upload the files")
+    if kind != b"multipart/form-data":
+        raise UnsupportedMediaType("the body must be multipart/form-data")
+    if b"boundary" not in options:
+        raise MalformedRequest("the Content-Type header names no multipart boundary")
+    return options[b"boundary"]
+
+
+async def _stream(request: Request, form: _Form, limits: Settings) -> int:
+    """Feed the body to the form in blocks. Returns: bytes received."""
+    received_bytes = 0
+    block = bytearray()
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            with anyio.fail_after(limits.upload_idle_timeout_s):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise UploadStalled(f"no byte arrived for {limits.upload_idle_timeout_s:g} s") from error
+        if chunk is not None:
+            received_bytes += len(chunk)
+            if received_bytes > limits.max_upload_bytes:
+                raise UploadTooLarge(f"the body is larger than {limits.max_upload_bytes} bytes")
+            block += chunk
+        if len(block) >= BLOCK_BYTES or chunk is None:
+            await to_thread.run_sync(form.write, bytes(block))
+            block.clear()
+        if chunk is None:
+            return received_bytes
+
+
+class _Form:
+    """Receives the parser's callbacks: file parts go to numbered files, text parts to bounded memory. Blocking."""
+
+    def __init__(self, boundary: bytes, inbox: Inbox, max_field_bytes: int) -> None:
+        self.inbox = inbox
+        self.files: dict[str, list[Path]] = {name: [] for name in FILE_FIELDS}
+        self._max_field_bytes = max_field_bytes
+        self._texts: dict[str, bytearray] = {}
+        self._header_name, self._header_value, self._disposition = b"", b"", b""
+        self._name = ""
+        self._file: BinaryIO | None = None
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begins,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_content,
+                    "on_header_end": self._header_ends,
+                    "on_headers_finished": self._headers_finished,
+                    "on_part_data": self._content,
+                    "on_part_end": self.close,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedRequest("the multipart boundary is not valid") from error
+
+    def write(self, block: bytes) -> None:
+        try:
+            self._parser.write(block)
+        except FormParserError as error:
+            raise MalformedRequest("the multipart body could not be parsed") from error
+
+    def finish(self) -> None:
+        """Raises: MalformedRequest when the body ended before its closing boundary, or holds no file."""
+        if not self._ended:
+            raise MalformedRequest("the body ended before its closing boundary; send it whole")
+        self.files["files"] = [path for path in self.files["files"] if path.stat().st_size]
+        if not self.files["files"]:
+            raise MalformedRequest("no file was sent; add at least one part named files")
+
+    def texts(self) -> dict[str, str]:
+        try:
+            return {name: content.decode() for name, content in self._texts.items()}
+        except UnicodeDecodeError as error:
+            raise MalformedRequest("a text field is not UTF-8") from error
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def _part_begins(self) -> None:
+        self._disposition = self._header_name = self._header_value = b""
+
+    def _header_field(self, block: bytes, start: int, stop: int) -> None:
+        self._header_name += block[start:stop]
+
+    def _header_content(self, block: bytes, start: int, stop: int) -> None:
+        self._header_value += block[start:stop]
+
+    def _header_ends(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition.decode("latin-1"))
+        self._name = options.get(b"name", b"").decode("latin-1")
+        if self._name in FILE_FIELDS:
+            if self._name != "files" and self.files[self._name]:
+                raise MalformedRequest(f"{self._name} was sent twice")
+            path = self.inbox.new_file()
+            self.files[self._name].append(path)
+            self._file = path.open("xb")
+        elif self._name in TEXT_FIELDS:
+            if self._name in self._texts:
+                raise MalformedRequest(f"{self._name} was sent twice")
+            self._texts[self._name] = bytearray()
+        else:
+            raise MalformedRequest(f"a part has an unknown name; known are {', '.join(FILE_FIELDS + TEXT_FIELDS)}")
+
+    def _content(self, block: bytes, start: int, stop: int) -> None:
+        if self._file:
+            self._file.write(block[start:stop])
+            return
+        text = self._texts[self._name]
+        text += block[start:stop]
+        if len(text) > self._max_field_bytes:
+            raise UploadTooLarge(f"{self._name} is longer than {self._max_field_bytes} bytes")
+
+    def _end(self) -> None:
+        self._ended = True

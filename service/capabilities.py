@@ -1,0 +1,60 @@
+"""What this gateway can do, as it stands: /capabilities and `tags capabilities` show the same document."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from contract.bundle import Bundle
+from contract.tensors import POINTS
+from service.dicom.pixels import TRANSFER_SYNTAXES
+from service.preview import RESEARCH_USE
+from service.results import DEFAULT_FORMAT, FORMATS
+from service.settings import Settings
+
+MODALITIES = ("CT", "MR")
+
+
+def capabilities(bundle: Bundle, settings: Settings) -> dict[str, Any]:
+    """A plain document, ready for JSON."""
+    return {
+        "name": "tags-service",
+        "version": version("tags-service"),
+        "research_use": RESEARCH_USE,
+        "engine": settings.engine,
+        "bundles": [
+            {
+                "name": bundle.name,
+                "version": bundle.version,
+                "configuration": bundle.configuration,
+                "trained": bundle.trained,
+                "licence": bundle.licence,
+                "intended_use": bundle.intended_use,
+                "targets": list(bundle.targets),
+                "findings": list(bundle.findings),
+                "quality": bundle.quality,
+                "training": bundle.training,
+            }
+        ],
+        "modalities": list(MODALITIES),
+        "transfer_syntaxes": TRANSFER_SYNTAXES,
+        "formats": {
+            name: {"media_type": item.media_type, "description": item.description, "default": name == DEFAULT_FORMAT}
+            for name, item in FORMATS.items()
+        },
+        "prompts": ["text", "points", "boxes", "organ_mask", "mask"],
+        "archives": ["ZIP", "TAR", "TAR.GZ"],
+        "limits": {
+            "max_upload_bytes": settings.max_upload_bytes,
+            "max_field_bytes": settings.max_field_bytes,
+            "max_file_count": settings.max_file_count,
+            "max_inflated_bytes": settings.max_inflated_bytes,
+            "max_inflation_ratio": settings.max_inflation_ratio,
+            "max_instances": settings.max_instances,
+            "max_voxels": settings.max_voxels,
+            "max_running": settings.max_running,
+            "max_waiting": settings.max_waiting,
+            "request_timeout_s": settings.request_timeout_s,
+            "prompt_slots": POINTS,
+        },
+    }
