@@ -1,0 +1,89 @@
+"""`python -m export --config small --checkpoint FILE --out model_repository/`: a checkpoint to a served bundle."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from contract.sizes import CONFIGURATIONS
+from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, untrained
+from export.interface import InterfaceBroken
+from export.parity import ParityBroken
+from export.repository import Export, write_repository
+from export.triton_config import THREADS
+
+console = Console()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Model repository to write; files there are replaced.")],
+    config: Annotated[str, typer.Option(help=f"Sizes: {' or '.join(CONFIGURATIONS)}.")] = "small",
+    checkpoint: Annotated[Path | None, typer.Option(help="Training checkpoint.", exists=True, dir_okay=False)] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--untrained", help="Instead of a checkpoint: random weights, for tests of servers.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    name: Annotated[str, typer.Option(help="The bundle's name.")] = "small",
+    bundle_version: Annotated[str, typer.Option(help="The bundle's version.")] = "0.1.0",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each Triton model.")] = THREADS,
+) -> None:
+    """Write the three ONNX files, their Triton models, the ensemble and bundle.json, checked against torch."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
+    source = read_source(config, checkpoint, seed if random_weights else None)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("start", total=None)
+            export = write_repository(
+                source,
+                out,
+                name=name,
+                version=bundle_version,
+                threads=threads,
+                report=lambda step: progress.update(task, description=step),
+            )
+    except (InterfaceBroken, ParityBroken) as error:
+        console.print(f"[red]nothing was written:[/red] {error}")
+        raise typer.Exit(1) from error
+    print_summary(source, export)
+
+
+def read_source(config: str, checkpoint: Path | None, seed: int | None) -> Checkpoint:
+    if config not in CONFIGURATIONS:
+        raise typer.BadParameter(f"--config must be one of {', '.join(CONFIGURATIONS)}")
+    if (checkpoint is None) == (seed is None):
+        raise typer.BadParameter("give either --checkpoint FILE or --untrained")
+    sizes = CONFIGURATIONS[config]
+    if checkpoint is None:
+        return untrained(sizes, seed)
+    try:
+        return load_checkpoint(checkpoint, sizes)
+    except CheckpointInvalid as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def print_summary(source: Checkpoint, export: Export) -> None:
+    bundle = export.bundle
+    table = Table("network", "parameters", "ONNX file", "largest difference to torch", "allowed there")
+    for name, network in source.model.networks().items():
+        worst = max(export.differences[name], key=lambda difference: difference.largest / difference.tolerance)
+        table.add_row(
+            name,
+            f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            f"{bundle.onnx_path(name).stat().st_size / 2**20:.1f} MiB",
+            f"{worst.largest:.1e} ({worst.tensor})",
+            f"{worst.tolerance:.0e}",
+        )
+    console.print(table)
+    state = "trained" if bundle.trained else "[yellow]UNTRAINED: its masks mean nothing[/yellow]"
+    console.print(f"{bundle.identity}, {state}, in {bundle.directory}\n{bundle.intended_use}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

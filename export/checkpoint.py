@@ -1,0 +1,100 @@
+"""A training checkpoint: weights and what the bundle must say about them. Read without running code from the file.
+
+Layout: {"config": "small", "state_dict": weights of `Tags` (moving average), "meta": {"spacing_mm", "intensity":
+{"CT": IntensityRule fields, "MR": ...}, "targets", "findings", "training", "quality"}}.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contract.intensity import IntensityRule
+from contract.sizes import Sizes
+from export.networks.build import Tags, build_tags
+from export.parity import randomise_zeros
+
+
+class CheckpointInvalid(ValueError):
+    """The file is no checkpoint of ours, or its weights do not fit the configuration."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a bundle says of the weights; fields as in `contract.bundle.Bundle`."""
+
+    spacing_mm: float
+    intensity: dict[str, IntensityRule]
+    targets: tuple[str, ...]
+    findings: tuple[str, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model ready to export, with its description."""
+
+    model: Tags
+    meta: Meta
+    trained: bool
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.model.sizes
+
+
+def load_checkpoint(path: Path, sizes: Sizes) -> Checkpoint:
+    """Raises: CheckpointInvalid saying what is missing or does not fit."""
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointInvalid(f"{path} cannot be read as a checkpoint of plain tensors") from error
+    try:
+        configuration, weights, meta = document["config"], document["state_dict"], read_meta(document["meta"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointInvalid(f"{path} lacks or misstates a part of config, state_dict, meta: {error}") from error
+    if configuration != sizes.name:
+        raise CheckpointInvalid(f"{path} holds configuration {configuration!r}, asked for {sizes.name!r}")
+    model = build_tags(sizes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointInvalid(f"the weights in {path} do not fit configuration {sizes.name!r}: {error}") from error
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise CheckpointInvalid(f"{path} holds weights that are not finite")
+    return Checkpoint(model.eval(), meta, trained=True)
+
+
+def read_meta(document: dict[str, Any]) -> Meta:
+    """Raises: KeyError, TypeError."""
+    return Meta(
+        spacing_mm=float(document["spacing_mm"]),
+        intensity={key: IntensityRule(**rule) for key, rule in document["intensity"].items()},
+        targets=tuple(document["targets"]),
+        findings=tuple(document["findings"]),
+        training=dict(document["training"]),
+        quality=dict(document["quality"]),
+    )
+
+
+def untrained(sizes: Sizes, seed: int) -> Checkpoint:
+    """Seeded random weights, every path alive: for tests of engines and servers. Its masks mean nothing."""
+    torch.manual_seed(seed)
+    model = build_tags(sizes)
+    randomise_zeros(model, seed)
+    meta = Meta(
+        spacing_mm=1.0,
+        intensity={
+            "CT": IntensityRule("window", low=-160.0, high=240.0, mean=40.0, std=80.0),
+            "MR": IntensityRule("percentile", low=0.5, high=99.5),
+        },
+        targets=("liver", "kidney", "pancreas", "lung"),
+        findings=("tumour",),
+        training={"data": "none", "seed": seed, "steps": 0},
+    )
+    return Checkpoint(model.eval(), meta, trained=False)

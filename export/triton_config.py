@@ -1,0 +1,168 @@
+"""`config.pbtxt` of the three networks and of the ensemble `tags`, generated from the contract.
+
+A network is a Python-backend model on the CPU (`triton_model.py`); the ensemble chains them by tensor name. Shapes
+exclude the batch axis, as Triton wants where `max_batch_size` is above 0. What the generated text says is what the
+gateway's Triton engine relies on, so everything is checked when the value is made, not when the server starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from contract.tensors import ENSEMBLE, NETWORKS, NetworkSpec, TensorSpec
+from export.pbtxt import Symbol, Value, pbtxt
+
+MAX_BATCH = 4  # regions of interest in one run: about 1 GB of attention matrices for `small`
+THREADS = 2  # per model; the machine of the product's time budget has 2 cores
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32"}
+LATEST_ONLY = {"latest": {"num_versions": 1}}
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How requests wait for a model: joined into batches, refused when too many wait or one waits too long."""
+
+    preferred_batches: tuple[int, ...] = (2, MAX_BATCH)
+    max_delay_us: int = 500  # far below one run, enough to join regions that one request sends at once
+    timeout_us: int = 30_000_000  # a caller has given up by then; allow_timeout_override lets it ask for less
+    max_waiting: int = 16  # 16 regions are half a minute of work on 2 cores: more is refused (UNAVAILABLE)
+
+    def __post_init__(self) -> None:
+        if not all(1 <= size <= MAX_BATCH for size in self.preferred_batches):
+            raise ValueError(f"preferred batches must lie in 1..{MAX_BATCH}")
+        if self.max_delay_us < 0 or self.timeout_us <= self.max_delay_us or self.max_waiting < 1:
+            raise ValueError("a queue needs 0 <= max_delay_us < timeout_us and room for at least one request")
+
+    def message(self) -> Mapping[str, Value]:
+        return {
+            "preferred_batch_size": self.preferred_batches,
+            "max_queue_delay_microseconds": self.max_delay_us,
+            "default_queue_policy": {
+                "timeout_action": Symbol("REJECT"),
+                "default_timeout_microseconds": self.timeout_us,
+                "allow_timeout_override": True,
+                "max_queue_size": self.max_waiting,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class NetworkModel:
+    """The Triton model of one network. `bundle` and `onnx_sha256` let a client see which weights a server holds."""
+
+    spec: NetworkSpec
+    bundle: str  # name and version
+    onnx_sha256: str
+    threads: int = THREADS
+    queue: Queue = Queue()
+
+    def __post_init__(self) -> None:
+        if self.spec.name not in NETWORKS:
+            raise ValueError(f"{self.spec.name} is none of {', '.join(NETWORKS)}")
+        if self.threads < 1:
+            raise ValueError("a model needs at least one thread")
+        check_tensors(self.spec)
+
+    def text(self) -> str:
+        return pbtxt(
+            {
+                "name": self.spec.name,
+                "backend": "python",
+                "max_batch_size": MAX_BATCH,
+                "version_policy": LATEST_ONLY,
+                "input": [tensor_message(tensor) for tensor in self.spec.inputs],
+                "output": [tensor_message(tensor) for tensor in self.spec.outputs],
+                "instance_group": [{"count": 1, "kind": Symbol("KIND_CPU")}],
+                "dynamic_batching": self.queue.message(),
+                "model_warmup": [self.warmup()],
+                "parameters": parameters(threads=str(self.threads), bundle=self.bundle, onnx_sha256=self.onnx_sha256),
+            }
+        )
+
+    def warmup(self) -> Mapping[str, Value]:
+        """One run on zeros before the model counts as ready: the first caller pays for no allocation."""
+        inputs = [
+            {
+                "key": tensor.name,
+                "value": {
+                    "data_type": Symbol(TYPES[tensor.dtype]),
+                    "dims": tensor.shape,
+                    "zero_data": True,
+                },
+            }
+            for tensor in self.spec.inputs
+        ]
+        return {"name": "zeros", "batch_size": 1, "inputs": inputs}
+
+
+@dataclass(frozen=True)
+class EnsembleModel:
+    """The ensemble: its own interface and the networks it runs, in order; tensors of one name are one tensor."""
+
+    spec: NetworkSpec
+    steps: tuple[NetworkSpec, ...]
+    bundle: str
+
+    def __post_init__(self) -> None:
+        check_tensors(self.spec)
+        known = {tensor.name: tensor for tensor in self.spec.inputs}
+        for step in self.steps:
+            for tensor in step.inputs:
+                if known.get(tensor.name) != tensor:
+                    raise ValueError(f"{step.name} needs {tensor}, which nothing before it gives")
+            known |= {tensor.name: tensor for tensor in step.outputs}
+        for tensor in self.spec.outputs:
+            if known.get(tensor.name) != tensor:
+                raise ValueError(f"no step gives the ensemble's output {tensor}")
+
+    def text(self) -> str:
+        return pbtxt(
+            {
+                "name": self.spec.name,
+                "platform": "ensemble",
+                "max_batch_size": MAX_BATCH,
+                "version_policy": LATEST_ONLY,
+                "input": [tensor_message(tensor) for tensor in self.spec.inputs],
+                "output": [tensor_message(tensor) for tensor in self.spec.outputs],
+                "ensemble_scheduling": {"step": [step_message(step) for step in self.steps]},
+                "parameters": parameters(bundle=self.bundle),
+            }
+        )
+
+
+def configs(
+    specs: Mapping[str, NetworkSpec], *, bundle: str, digests: Mapping[str, str], threads: int
+) -> dict[str, str]:
+    """`config.pbtxt` of every model, by model name. Args: digests: network name to sha256 of its ONNX file."""
+    networks = [NetworkModel(specs[name], bundle, digests[name], threads) for name in NETWORKS]
+    ensemble = EnsembleModel(specs[ENSEMBLE], tuple(specs[name] for name in NETWORKS), bundle)
+    return {model.spec.name: model.text() for model in (*networks, ensemble)}
+
+
+def check_tensors(spec: NetworkSpec) -> None:
+    """Raises: ValueError for a dtype Triton has no name for, a dynamic axis, or a name used twice on one side."""
+    for side in (spec.inputs, spec.outputs):
+        if not side or len({tensor.name for tensor in side}) != len(side):
+            raise ValueError(f"{spec.name}: inputs and outputs must exist and have distinct names")
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.dtype not in TYPES or not tensor.shape or min(tensor.shape) < 1:
+            raise ValueError(f"{spec.name}: {tensor} cannot be written as a Triton tensor of static shape")
+
+
+def tensor_message(tensor: TensorSpec) -> Mapping[str, Value]:
+    return {"name": tensor.name, "data_type": Symbol(TYPES[tensor.dtype]), "dims": tensor.shape}
+
+
+def step_message(step: NetworkSpec) -> Mapping[str, Value]:
+    """The version served, and maps from the network's tensor names to the ensemble's: the same names."""
+    return {
+        "model_name": step.name,
+        "model_version": -1,
+        "input_map": [{"key": tensor.name, "value": tensor.name} for tensor in step.inputs],
+        "output_map": [{"key": tensor.name, "value": tensor.name} for tensor in step.outputs],
+    }
+
+
+def parameters(**values: str) -> list[Mapping[str, Value]]:
+    return [{"key": key, "value": {"string_value": value}} for key, value in values.items()]
