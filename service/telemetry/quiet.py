@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable
 
-LIBRARIES = ("pydicom", "highdicom", "nibabel", "PIL", "gdcm")
+LIBRARIES = ("pydicom", "highdicom", "nibabel", "PIL", "gdcm", "python_multipart")
 
 
 class _Counter(logging.Handler):
