@@ -1,0 +1,225 @@
+"""The training loop: samples in order, AdamW, warm-up and cosine, averaged weights, resumable checkpoints, a log.
+
+Sample `i` is a function of (seed, i) and step `n` takes samples n*batch .. (n+1)*batch - 1, so a resumed run sees what
+an uninterrupted one does; with a `steps` budget both end with the same weights. One worker process draws samples ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from contract.sizes import CONFIGURATIONS, Sizes
+from export.networks.build import Tags, build_tags
+from training.losses import soft_dice_loss, total_loss
+from training.recipe import meta
+from training.simulate import Sample, make_sample
+
+WARM_UP = 0.03  # share of the budget
+FINAL_RATE = 0.02  # of the peak, at the end of the cosine
+ENCODER_RATE = 0.4  # of the decoder's: transformers from scratch stand less
+WEIGHT_DECAY = 0.01
+GRADIENT_NORM = 1.0
+AVERAGE = 0.998  # decay of the averaged weights; less in the first steps
+FIRST_LOGIT = -2.0  # a fresh network starts near "no tumour", which is true of most voxels
+LATEST, LOG = "last.pt", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage of training."""
+
+    config: str  # a key of CONFIGURATIONS
+    roi: int  # voxels per side; smaller than the configuration's for a cheap first stage
+    batch: int
+    rate: float  # peak learning rate of the decoder
+    seed: int
+    steps: int | None = None  # the budget: a number of steps,
+    minutes: float | None = None  # or wall-clock time over all sessions of the run
+
+    @property
+    def sizes(self) -> Sizes:
+        """The configuration at this stage's region; every parameter keeps its shape."""
+        sizes = CONFIGURATIONS[self.config]
+        return replace(sizes, roi=self.roi, tokens=self.roi // sizes.patch)
+
+    def progress(self, step: int, minutes: float) -> float:
+        """Share of the budget used, 0..1."""
+        return min(1.0, step / self.steps if self.steps else minutes / (self.minutes or math.inf))
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds and a step changes."""
+
+    model: Tags
+    average: dict[str, Tensor]  # the weights that are exported
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    minutes: float = 0.0
+    before: float = 0.0  # minutes of earlier stages
+
+    def state(self, plan: Plan) -> dict[str, Any]:
+        """The checkpoint: what the export reads (config, state_dict, meta) and what resuming needs (run)."""
+        training = {
+            "data": "generated phantoms (CT-like and MR-like), no patient data",
+            "seed": plan.seed,
+            "steps": self.step,
+            "batch": plan.batch,
+            "roi": plan.roi,
+            "hours": round((self.before + self.minutes) / 60, 2),
+            "hardware": f"{os.cpu_count()} CPU cores",
+        }
+        return {
+            "config": plan.config,
+            "state_dict": self.average,
+            "meta": meta(training, quality={}),
+            "run": {
+                "plan": asdict(plan),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "minutes": self.minutes,
+                "before": self.before,
+            },
+        }
+
+
+def train(plan: Plan, out: Path, *, init: Path | None, resume: bool, save_every_minutes: float = 3.0) -> Path:
+    """Train one stage and return its checkpoint, `out`/last.pt, rewritten every few minutes.
+
+    Args: init: a checkpoint whose averaged weights to start from. resume: go on from `out`/last.pt if it is there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    run = restore(out / LATEST, plan) if resume and (out / LATEST).exists() else start(plan, init)
+    samples = batches(plan, run.step)
+    saved = begun = time.monotonic()
+    minutes_before = run.minutes
+    with progress_bar() as bar, (out / LOG).open("a") as log:
+        task = bar.add_task("training", total=100)
+        while plan.progress(run.step, run.minutes) < 1:
+            losses = advance(run, next(samples), plan)
+            now = time.monotonic()
+            run.minutes = minutes_before + (now - begun) / 60
+            log.write(json.dumps({"step": run.step, "minutes": round(run.minutes, 3), **losses}) + "\n")
+            log.flush()
+            bar.update(task, completed=100 * plan.progress(run.step, run.minutes), step=run.step, **losses)
+            if now - saved > 60 * save_every_minutes:
+                save(run.state(plan), out / LATEST)
+                saved = now
+    save(run.state(plan), out / LATEST)
+    return out / LATEST
+
+
+def start(plan: Plan, init: Path | None) -> Run:
+    """Fresh weights, or those of another stage."""
+    model = build_tags(plan.sizes)
+    before = 0.0
+    if init is None:
+        torch.nn.init.constant_(model.fusion_decoder.coarse.bias, FIRST_LOGIT)
+    else:
+        checkpoint = torch.load(init, weights_only=True)
+        model.load_state_dict(checkpoint["state_dict"])
+        before = checkpoint["run"]["before"] + checkpoint["run"]["minutes"]
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        if parameter.ndim == 5:  # 3D convolutions run up to twice as fast on a CPU with channels last
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return Run(model.train(), average, optimizer(model), before=before)
+
+
+def restore(checkpoint: Path, plan: Plan) -> Run:
+    """The run as its checkpoint left it."""
+    state = torch.load(checkpoint, weights_only=True)
+    run = start(plan, None)
+    run.model.load_state_dict(state["run"]["model"])
+    run.optimizer.load_state_dict(state["run"]["optimizer"])
+    return replace(
+        run, average=state["state_dict"], **{key: state["run"][key] for key in ("step", "minutes", "before")}
+    )
+
+
+def optimizer(model: Tags) -> torch.optim.AdamW:
+    encoder = [p for network in (model.sam_encoder, model.clip_text_embedder) for p in network.parameters()]
+    groups = [
+        {"params": encoder, "share": ENCODER_RATE},
+        {"params": list(model.fusion_decoder.parameters()), "share": 1.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def advance(run: Run, batch: dict[str, Tensor], plan: Plan) -> dict[str, float]:
+    """One step on one batch. Returns: loss and soft Dice for the log."""
+    rate = plan.rate * schedule(plan.progress(run.step, run.minutes))
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+    inputs = {name: value for name, value in batch.items() if name != "target"}
+    logits, semantic_map = run.model(**inputs)
+    loss = total_loss(logits, semantic_map, batch["target"], batch["use_text"])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.step += 1
+    decay = min(AVERAGE, run.step / (run.step + 10))
+    with torch.no_grad():
+        for name, value in run.model.state_dict().items():
+            run.average[name].lerp_(value, 1 - decay)
+        dice = 1 - float(soft_dice_loss(logits, batch["target"]).mean())
+    return {"loss": round(float(loss.detach()), 4), "dice": round(dice, 4), "rate": rate}
+
+
+def schedule(progress: float) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then half a cosine."""
+    if progress < WARM_UP:
+        return (progress + 0.02 * WARM_UP) / WARM_UP
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+class SampleSet(Dataset[Sample]):
+    """The endless training set as a map from index to sample."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __getitem__(self, index: int) -> Sample:
+        return make_sample(self.plan.seed, index, size=self.plan.roi)
+
+
+def batches(plan: Plan, step: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from `step` on, drawn ahead in one worker process."""
+    indices = ([n * plan.batch + i for i in range(plan.batch)] for n in range(step, 1 << 40))
+    loader = DataLoader(
+        SampleSet(plan), batch_sampler=indices, collate_fn=collate, num_workers=1, prefetch_factor=6,
+        multiprocessing_context="spawn",
+    )  # fmt: skip
+    return iter(loader)
+
+
+def collate(samples: list[Sample]) -> dict[str, Tensor]:
+    """Tensors with the batch axis, by field."""
+    return {f.name: torch.from_numpy(np.stack([getattr(s, f.name) for s in samples])) for f in fields(Sample)}
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write and then rename, so that a reader or a crash never sees half a file."""
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def progress_bar() -> Progress:
+    columns = (BarColumn(), TextColumn("{task.percentage:.1f} %"), TextColumn("{task.fields}"), TimeRemainingColumn())
+    return Progress(*columns, refresh_per_second=1)

@@ -1,0 +1,241 @@
+"""A phantom and a random generator in, one training sample out: network inputs as the contract names them, and truth.
+
+Which prompts a sample has is drawn: clicks, a box, a previous mask with clicks in its errors, or text alone; text and
+an organ mask join the first three now and then. All arrays lack the batch axis; z, y, x in region voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from instant_clip_tokenizer import Tokenizer
+from scipy import ndimage
+
+from contract.intensity import normalise
+from contract.tensors import (
+    CONTEXT_LENGTH,
+    END_OF_TEXT,
+    LABEL_BACKGROUND,
+    LABEL_BOX_MAX,
+    LABEL_BOX_MIN,
+    LABEL_FOREGROUND,
+    LABEL_PAD,
+    POINTS,
+)
+from contract.text import phrases
+from training.fields import smooth_field
+from training.phantoms import Phantom, make_phantom
+from training.recipe import INTENSITY, NOUNS, TARGETS
+
+TEXT_ALONE, BOX, PREVIOUS_MASK = 0.07, 0.18, 0.20  # shares of samples; the rest has clicks only
+TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
+ORGAN_MASK = 0.35
+CLICKS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probability of 1 .. 5 clicks
+CT_SHARE = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Inputs of the ensemble `tags` by their contract names, and the mask to learn."""
+
+    image: np.ndarray  # (1, S, S, S) float32, normalised
+    organ_mask: np.ndarray  # (1, S, S, S) float32, zeros = none
+    input_ids: np.ndarray  # (2, 77) int32
+    eot_index: np.ndarray  # (2,) int32
+    point_coords: np.ndarray  # (32, 3) float32
+    point_labels: np.ndarray  # (32,) int32
+    mask_prompt: np.ndarray  # (1, S/2, S/2, S/2) float32, zeros = none
+    use_text: np.ndarray  # (1,) float32
+    target: np.ndarray  # (1, S, S, S) float32, 0 or 1
+
+
+def make_sample(seed: int, index: int, *, size: int) -> Sample:
+    """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume."""
+    rng = np.random.default_rng([seed, index, size])
+    phantom = make_phantom(int(rng.integers(1 << 29)), size=size, modality="CT" if rng.random() < CT_SHARE else "MR")
+    return simulate(phantom, rng)
+
+
+def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
+    """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does."""
+    inside = _scanned(phantom.tumour, rng)
+    tumour = phantom.tumour & inside
+    kind = rng.random()
+    clicks: list[Click] = []
+    box = previous = None
+    finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", rng.random() < TEXT_ELSEWHERE
+    if kind < TEXT_ALONE:
+        use_text = True
+        if rng.random() < 0.25:  # a finding that this scan does not show
+            other = rng.choice([name for name in TARGETS if name != phantom.organ_name])
+            finding, tumour = f"{other} {rng.choice(NOUNS)}", np.zeros_like(tumour)
+    elif kind < TEXT_ALONE + BOX:
+        box = jittered_box(tumour, rng)
+        if rng.random() < 0.3:
+            clicks = draw_clicks(phantom, tumour, 1 + int(rng.integers(2)), rng)
+    elif kind < TEXT_ALONE + BOX + PREVIOUS_MASK:
+        previous = distort(tumour, rng)
+        clicks = correcting_clicks(tumour, previous, int(rng.integers(0, 4)), rng)
+    else:
+        clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
+    if use_text and rng.random() < 0.15 and kind > TEXT_ALONE:
+        finding = str(rng.choice(NOUNS))
+    organ = noisy_organ(phantom, rng) if rng.random() < ORGAN_MASK else None
+    return assemble(phantom, tumour, inside=inside, clicks=clicks, box=box, organ=organ, previous=previous,
+                    finding=finding if use_text else None)  # fmt: skip
+
+
+Click = tuple[np.ndarray, int]  # (3,) z, y, x in region voxels; LABEL_FOREGROUND or LABEL_BACKGROUND
+
+
+def assemble(
+    phantom: Phantom,
+    tumour: np.ndarray,
+    *,
+    inside: np.ndarray | None = None,
+    clicks: Sequence[Click] = (),
+    box: np.ndarray | None = None,
+    organ: np.ndarray | None = None,
+    previous: np.ndarray | None = None,
+    finding: str | None = None,
+) -> Sample:
+    """The sample for given prompts.
+
+    Args: tumour, organ, previous, inside: (D, H, W) bool; inside is False where the scan ends before the region does.
+        box: (2, 3) corners, smaller then larger z, y, x. finding: "liver tumour", None when text does not count.
+    """
+    image = normalise(phantom.image, np.ones_like(tumour) if inside is None else inside, INTENSITY[phantom.modality])
+    coords, labels = place(clicks, box)
+    ids, ends = tokens(finding or NOUNS[0])
+    half = (phantom.tumour.shape[0] // 2,) * 3
+    return Sample(
+        image=image[None],
+        organ_mask=(np.zeros_like(tumour) if organ is None else organ)[None].astype(np.float32),
+        input_ids=ids,
+        eot_index=ends,
+        point_coords=coords,
+        point_labels=labels,
+        mask_prompt=(np.zeros(half, np.float32) if previous is None else halved(previous))[None],
+        use_text=np.array([finding is not None], np.float32),
+        target=tumour[None].astype(np.float32),
+    )
+
+
+def place(clicks: Sequence[Click], box: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The contract's point slots, (32, 3) float32 and (32,) int32: clicks, then the two corners of the box."""
+    slots = list(clicks)
+    if box is not None:
+        slots += [(box[0], LABEL_BOX_MIN), (box[1], LABEL_BOX_MAX)]
+    coords, labels = np.zeros((POINTS, 3), np.float32), np.full(POINTS, LABEL_PAD, np.int32)
+    for slot, (position, label) in enumerate(slots):
+        coords[slot], labels[slot] = position, label
+    return coords, labels
+
+
+@cache
+def tokens(finding: str) -> tuple[np.ndarray, np.ndarray]:
+    """(2, 77) int32 token ids of the background and foreground phrase, and (2,) int32 positions of their end token."""
+    ids = Tokenizer().tokenize_batch(list(phrases(finding)), context_length=CONTEXT_LENGTH).astype(np.int32)
+    return ids, np.argmax(ids == END_OF_TEXT, axis=1).astype(np.int32)
+
+
+def draw_clicks(phantom: Phantom, tumour: np.ndarray, count: int, rng: np.random.Generator) -> list[Click]:
+    """A foreground click, then clicks in the tumour or on what is not: around it or on a look-alike."""
+    clicks = [(foreground_click(tumour, rng), LABEL_FOREGROUND)]
+    while len(clicks) < count:
+        if rng.random() < 0.5:
+            clicks.append((foreground_click(tumour, rng), LABEL_FOREGROUND))
+        else:
+            clicks.append((background_click(phantom, tumour, rng), LABEL_BACKGROUND))
+    return clicks
+
+
+def foreground_click(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(3,) a random place in the tumour; half of the time in its deeper half, as people click."""
+    start, part = _bounds(tumour, margin=1)
+    inside = tumour[part]
+    if rng.random() < 0.5:
+        depth = ndimage.distance_transform_edt(inside)
+        inside = depth >= np.median(depth[inside])
+    return start + rng.choice(np.argwhere(inside)) + rng.uniform(-0.5, 0.5, 3)
+
+
+def background_click(phantom: Phantom, tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(3,) a place outside the tumour: on a look-alike, or within some 15 voxels of the border."""
+    if rng.random() < 0.4 and phantom.distractors.any():
+        return rng.choice(np.argwhere(phantom.distractors)).astype(float)
+    around = rng.choice(np.argwhere(tumour), 32) + rng.normal(0, 8, (32, 3))
+    index = np.rint(around).astype(int)
+    valid = np.all((index >= 0) & (index < tumour.shape[0]), axis=1)
+    valid[valid] = ~tumour[tuple(index[valid].T)]
+    return around[np.argmax(valid)] if valid.any() else rng.choice(np.argwhere(~tumour)).astype(float)
+
+
+def correcting_clicks(tumour: np.ndarray, previous: np.ndarray, count: int, rng: np.random.Generator) -> list[Click]:
+    """Clicks where the previous mask is wrong: foreground where it misses the tumour, background where it spills."""
+    wrong = np.argwhere(tumour ^ previous)
+    if not len(wrong):
+        return []
+    places = rng.choice(wrong, count)
+    return [(at + rng.uniform(-0.5, 0.5, 3), LABEL_FOREGROUND if tumour[tuple(at)] else LABEL_BACKGROUND)
+            for at in places]  # fmt: skip
+
+
+def jittered_box(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(2, 3) the tumour's bounding box, each face off by up to a tenth of the side plus 1.5 voxels."""
+    found = np.argwhere(tumour)
+    corners = np.stack([found.min(0) - 0.5, found.max(0) + 0.5])
+    side = corners[1] - corners[0]
+    return (
+        corners + rng.uniform(-1, 1, (2, 3)) * (0.1 * side + 1.5) + [[-0.5], [0.5]]
+    )  # rather too large than too small
+
+
+def distort(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mask with the errors of an earlier attempt: grown, shrunk, warped and shifted."""
+    start, part = _bounds(mask, margin=12)
+    inside = mask[part]
+    distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    radius = max(2.0, distance.max())
+    error = rng.normal(0, 0.25) + rng.uniform(0, 0.6) * smooth_field(rng, inside.shape, max(3.0, radius))
+    wrong = np.zeros_like(mask)
+    wrong[part] = distance + radius * error > 0
+    return ndimage.shift(wrong, np.rint(rng.normal(0, 0.15, 3) * radius), order=0)
+
+
+def noisy_organ(phantom: Phantom, rng: np.random.Generator) -> np.ndarray:
+    """(D, H, W) bool: the target organ as another program would draw it, at half detail, with or without the tumour."""
+    organ = phantom.organ[::2, ::2, ::2]
+    blurred = ndimage.gaussian_filter(organ.astype(np.float32), rng.uniform(0.5, 2.0))
+    blurred += rng.uniform(0, 0.25) * smooth_field(rng, organ.shape, rng.uniform(4, 12))
+    organ = (blurred > rng.uniform(0.35, 0.65)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    return organ | phantom.tumour if rng.random() < 0.5 else organ & ~phantom.tumour if rng.random() < 0.3 else organ
+
+
+def halved(mask: np.ndarray) -> np.ndarray:
+    """(D/2, H/2, W/2) float32: the share of each 2 x 2 x 2 cell that the mask covers."""
+    d, h, w = (n // 2 for n in mask.shape)
+    return mask.reshape(d, 2, h, 2, w, 2).mean((1, 3, 5), dtype=np.float32)
+
+
+def _scanned(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Where the scan has voxels: all of the region, or not beyond a face that leaves at least half of the tumour."""
+    inside = np.ones_like(tumour)
+    if rng.random() < 0.2:
+        axis = int(rng.integers(3))
+        middle = int(np.median(np.nonzero(tumour)[axis]))
+        cut = int(rng.integers(middle + 1, tumour.shape[axis] + 1))
+        np.moveaxis(inside, axis, 0)[cut:] = False
+        if rng.random() < 0.5:  # the same on the lower side
+            np.moveaxis(inside, axis, 0)[: int(rng.integers(0, middle + 1))] = False
+    return inside
+
+
+def _bounds(mask: np.ndarray, margin: int) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Start and slices of the mask's bounding box, widened by `margin` voxels within the grid."""
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    box = tuple(slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(box, mask.shape, strict=True))
+    return np.array([s.start for s in box]), box
