@@ -62,13 +62,11 @@ class Installation:
         return (self.site_packages / "nvidia_pytriton.libs", self.directory / "libpython")
 
     def variables(self) -> dict[str, str]:
-        """The environment of the server's process. The stub finds its Python by PATH and its packages by PYTHONPATH;
-        it must not write byte code into the bundle, whose files are checked."""
+        """The environment of the server's process. The stub finds its Python by PATH, its packages by PYTHONPATH."""
         return {
             "PATH": f"{self.environment / 'bin'}:{os.environ.get('PATH', os.defpath)}",
             "PYTHONPATH": str(self.site_packages),
             "LD_LIBRARY_PATH": ":".join(map(str, self.libraries)),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "LANG": "C.UTF-8",
         }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
 from instant_clip_tokenizer import Tokenizer
 
 from contract.tensors import CONTEXT_LENGTH, END_OF_TEXT
+
+CONTROL_WORDS = re.compile("<(start|end)_of_text>", re.IGNORECASE)  # the tokenizer would take them for its own marks
 
 
 @cache
@@ -22,6 +25,7 @@ def tokenise(phrases: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
     Returns: input_ids (1, 2, 77) int32: start 49406, tokens, end 49407, zeros. eot_index (1, 2) int32: the place of
         each phrase's first 49407.
     """
-    input_ids = _tokenizer().tokenize_batch(list(phrases), context_length=CONTEXT_LENGTH).astype(np.int32)
+    plain = [CONTROL_WORDS.sub(" ", phrase) for phrase in phrases]
+    input_ids = _tokenizer().tokenize_batch(plain, context_length=CONTEXT_LENGTH).astype(np.int32)
     eot_index = np.argmax(input_ids == END_OF_TEXT, axis=1).astype(np.int32)
     return input_ids[np.newaxis], eot_index[np.newaxis]

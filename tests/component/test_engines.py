@@ -91,7 +91,7 @@ async def test_text_features_are_computed_once_per_pair_of_phrases(engine):
 
 async def test_the_event_loop_goes_on_while_the_networks_run(engine):
     task = asyncio.create_task(engine.segment(*region(), click()))
-    assert await longest_pause_s(task) < 0.5
+    assert await longest_pause_s(task) < 1  # a liveness probe is answered within a second
     await task
 
 
