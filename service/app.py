@@ -46,7 +46,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         silence_foreign_libraries(metrics.silenced.inc)
-        opened = engine or await to_thread.run_sync(open_engine, settings)
+        opened = await to_thread.run_sync(open_engine, settings) if engine is None else engine
         admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
@@ -88,7 +88,9 @@ def open_engine(settings: Settings) -> Engine:
     if settings.engine == "triton":
         from service.inference.triton import TritonEngine
 
-        return TritonEngine(bundle, url=settings.triton_url, timeout_s=settings.triton_timeout_s)
+        return TritonEngine(
+            bundle, url=settings.triton_url, timeout_s=settings.triton_timeout_s, max_waiting=settings.max_waiting
+        )
     from service.inference.embedded import EmbeddedEngine
 
     return EmbeddedEngine(bundle, threads=settings.threads, max_waiting=settings.max_waiting)

@@ -7,7 +7,7 @@ from typing import Any
 
 from contract.bundle import Bundle
 from contract.tensors import POINTS
-from service.dicom.pixels import TRANSFER_SYNTAXES
+from service.dicom.transfer_syntaxes import readable_transfer_syntaxes
 from service.preview import RESEARCH_USE
 from service.results import DEFAULT_FORMAT, FORMATS
 from service.settings import Settings
@@ -37,7 +37,7 @@ def capabilities(bundle: Bundle, settings: Settings) -> dict[str, Any]:
             }
         ],
         "modalities": list(MODALITIES),
-        "transfer_syntaxes": TRANSFER_SYNTAXES,
+        "transfer_syntaxes": readable_transfer_syntaxes(),
         "formats": {
             name: {"media_type": item.media_type, "description": item.description, "default": name == DEFAULT_FORMAT}
             for name, item in FORMATS.items()

@@ -198,7 +198,7 @@ class NothingFound(TagsError):
 
 class ModelUnavailable(TagsError):
     status = 503
-    retry_after_s = 5
+    retry_after_s: ClassVar[int | None] = 5
 
 
 class ModelNotReady(ModelUnavailable):

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Address to listen on. Only this machine by default, since the service has no authentication of its own yet."""
 
-    port: int = Field(8080, ge=0, le=65535)
+    port: int = Field(default=8080, ge=0, le=65535)
     """TCP port to listen on."""
 
     engine: Literal["embedded", "triton"] = "embedded"
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     triton_url: str = "127.0.0.1:8001"
     """Host and gRPC port of the Triton server; read only with TAGS_ENGINE=triton."""
 
-    triton_timeout_s: float = Field(60.0, gt=0)
+    triton_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one network call to Triton may take before it is answered as 504."""
 
     bundle_dir: Path = Path(__file__).resolve().parent.parent / "model_repository"
@@ -49,45 +49,45 @@ class Settings(BaseSettings):
     """Directory for uploads in progress; the system's own by default. Each request gets a private directory in it
     (mode 0700, random names), removed with the answer. It holds patient data while a request runs."""
 
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     """Threads that ONNX Runtime may use for one network call. Twice the cores is slower, not faster."""
 
-    max_running: int = Field(2, ge=1)
+    max_running: int = Field(default=2, ge=1)
     """Segmentations computed at once. Each holds a series and its mask in memory."""
 
-    max_waiting: int = Field(16, ge=0)
+    max_waiting: int = Field(default=16, ge=0)
     """Requests beyond those that are running: being received, or waiting for their turn. The next is answered 503."""
 
-    max_upload_bytes: int = Field(1536 * MIB, ge=1)
+    max_upload_bytes: int = Field(default=1536 * MIB, ge=1)
     """Bytes of a request body. 1.5 GiB holds 3000 uncompressed CT slices of 512 x 512; a larger Content-Length is
     refused before the body is read."""
 
-    max_field_bytes: int = Field(256 * 1024, ge=1)
+    max_field_bytes: int = Field(default=256 * 1024, ge=1)
     """Bytes of one text field, such as `prompts`. Thirty-two points need 2 KiB."""
 
-    max_file_count: int = Field(10_000, ge=1)
+    max_file_count: int = Field(default=10_000, ge=1)
     """Files of one request, archives unpacked. A large CT study has 3000."""
 
-    max_inflated_bytes: int = Field(4 * GIB, ge=1)
+    max_inflated_bytes: int = Field(default=4 * GIB, ge=1)
     """Bytes that the archives of one request may inflate to on disk."""
 
-    max_inflation_ratio: float = Field(100.0, ge=1)
+    max_inflation_ratio: float = Field(default=100.0, ge=1)
     """Inflated bytes per archive byte, beyond a first 64 MiB. CT deflates two- to fivefold, a bomb a thousandfold."""
 
-    max_instances: int = Field(4000, ge=1)
+    max_instances: int = Field(default=4000, ge=1)
     """Images of one series."""
 
-    max_voxels: int = Field(1024 * 512 * 512, ge=1)
+    max_voxels: int = Field(default=1024 * 512 * 512, ge=1)
     """Voxels of one volume. The mask and a working copy stay in memory: 1024 slices of 512 x 512 are 0.25 GiB each."""
 
-    upload_idle_timeout_s: float = Field(30.0, gt=0)
+    upload_idle_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that an upload may stand still before it is given up, so that a stalled sender frees its place."""
 
-    request_timeout_s: float = Field(300.0, gt=0)
+    request_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds from the end of the upload to the answer, waiting included."""
 
-    readiness_timeout_s: float = Field(5.0, gt=0)
+    readiness_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds that the engine's canary inference may take before /health/ready says no."""
 
-    readiness_cache_s: float = Field(2.0, ge=0)
+    readiness_cache_s: float = Field(default=2.0, ge=0)
     """Seconds for which a canary's outcome is reused, so that probes do not load the engine."""

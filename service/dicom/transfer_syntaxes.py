@@ -1,0 +1,22 @@
+"""Which transfer syntaxes the installed decoders read, as /capabilities states them."""
+
+from __future__ import annotations
+
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, AllTransferSyntaxes
+
+from service.dicom.pixels import NATIVE
+
+
+def readable_transfer_syntaxes() -> list[dict[str, str]]:
+    """UID and name of each, in the order of the standard's registry."""
+    return [{"uid": str(uid), "name": UID(uid).name} for uid in AllTransferSyntaxes if _is_readable(UID(uid))]
+
+
+def _is_readable(uid: UID) -> bool:
+    if uid in NATIVE:
+        return True
+    try:
+        return bool(get_decoder(uid).is_available)
+    except NotImplementedError:  # pydicom has no decoder for it at all
+        return False
