@@ -1,0 +1,270 @@
+"""One file's header: what the rest of the service needs of it, as plain values.
+
+What enters: a path. What leaves: a `Header`, or a `NotUsed` that says by a slug why this file is no image of a volume.
+Pixels are never read here. Nothing in this module raises for a bad file, and nothing in a slug comes from one.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    EnhancedMRColorImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MediaStorageDirectoryStorage,
+    MRImageStorage,
+)
+
+MODALITY_OF = {CTImageStorage: "CT", MRImageStorage: "MR"}
+MULTI_FRAME = {
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedMRColorImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+}
+# What tells acquisitions apart that share positions: named in a refusal, so names only from the standard.
+DISCRIMINATORS = (
+    "AcquisitionNumber",
+    "EchoNumbers",
+    "EchoTime",
+    "InversionTime",
+    "TemporalPositionIdentifier",
+    "TriggerTime",
+    "DiffusionBValue",
+    "ConvolutionKernel",
+    "ImageType",
+    "SliceThickness",
+    "AcquisitionTime",
+)
+READ_TAGS = [
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
+    "FrameOfReferenceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ModalityLUTSequence",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
+    "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
+]  # fmt: skip
+# What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
+READ_ERRORS = (
+    InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+    NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NotUsed:
+    """A file that is no image of a CT or MR volume. `reason`: a slug of this module."""
+
+    reason: str
+    series_instance_uid: str = ""
+
+
+@dataclass(frozen=True)
+class Header:
+    """A single-frame CT or MR image without its pixels. None or () stands for absent or unreadable."""
+
+    path: Path
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    frame_of_reference_uid: str
+    modality: str  # "CT" or "MR", from the SOP class
+    transfer_syntax_uid: str
+    position_lps_mm: tuple[float, ...]  # (3,) centre of the first pixel; PS3.3 C.7.6.2.1.1
+    orientation: tuple[float, ...]  # (6,) along a row, along a column
+    pixel_spacing_mm: tuple[float, ...]  # (2,) between rows, between columns; PS3.3 10.7.1.1
+    slice_thickness_mm: float | None
+    spacing_between_slices_mm: float | None
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, ...]  # PixelPaddingValue and, if there, PixelPaddingRangeLimit
+    slope: float
+    intercept: float
+    body_part: str
+    complete: bool  # False when the file ends before its pixel data do
+    discriminators: tuple[tuple[str, str], ...]  # name and value; values never leave this package
+
+    @property
+    def voxels(self) -> int:
+        return self.rows * self.columns
+
+
+def read_header(path: Path) -> Header | NotUsed:
+    """The header of one file, or why it is not used.
+
+    Slugs: not-dicom, unreadable, dicomdir, other-object, other-modality, multi-frame, localizer, colour,
+    intensity-table, no-uid.
+    """
+    try:
+        with path.open("rb") as stream:
+            forced = not _has_preamble(stream.read(132))
+            stream.seek(0)
+            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=READ_TAGS)
+            remaining = path.stat().st_size - stream.tell()
+    except InvalidDicomError:
+        return NotUsed("not-dicom")
+    except READ_ERRORS:
+        return NotUsed("not-dicom" if forced else "unreadable")
+    if forced and not _looks_like_dicom(dataset):
+        return NotUsed("not-dicom")
+    try:
+        return _unused(dataset) or _header(path, dataset, remaining)
+    except READ_ERRORS:
+        return NotUsed("unreadable", _uid(dataset, "SeriesInstanceUID"))
+
+
+def _has_preamble(start: bytes) -> bool:
+    return start[128:132] == b"DICM"
+
+
+def _looks_like_dicom(dataset: Dataset) -> bool:
+    """A file without preamble (old archives, network dumps) is believed when it names a standard SOP class."""
+    return str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008.")
+
+
+def _unused(dataset: Dataset) -> NotUsed | None:
+    """Why this object is no image of a volume; None when it is one."""
+    sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    series_instance_uid = _uid(dataset, "SeriesInstanceUID")
+
+    def because(reason: str) -> NotUsed:
+        return NotUsed(reason, series_instance_uid)
+
+    if sop_class == MediaStorageDirectoryStorage:
+        return because("dicomdir")
+    if sop_class in MULTI_FRAME or (sop_class in MODALITY_OF and (_integer(dataset, "NumberOfFrames") or 1) > 1):
+        return because("multi-frame")
+    if sop_class not in MODALITY_OF:
+        # An image of another modality has rows; a report, a plan or a presentation state has none.
+        derived = "SecondaryCapture" in _keyword(sop_class) or "Segmentation" in _keyword(sop_class)
+        return because("other-modality" if "Rows" in dataset and not derived else "other-object")
+    if not series_instance_uid or not _uid(dataset, "StudyInstanceUID"):
+        return because("no-uid")
+    if "LOCALIZER" in _texts(dataset, "ImageType"):
+        return because("localizer")
+    if _integer(dataset, "SamplesPerPixel") not in (None, 1) or "PALETTE" in str(
+        dataset.get("PhotometricInterpretation", "")
+    ):
+        return because("colour")
+    if "ModalityLUTSequence" in dataset:
+        return because("intensity-table")
+    return None
+
+
+def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
+    meta = dataset.file_meta
+    bits_allocated = _integer(dataset, "BitsAllocated") or 16
+    bits_stored = _integer(dataset, "BitsStored") or bits_allocated
+    rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
+    transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or _guessed_transfer_syntax(dataset))
+    padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
+    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
+    return Header(
+        path=path,
+        sop_instance_uid=_uid(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
+        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
+        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
+        frame_of_reference_uid=_uid(dataset, "FrameOfReferenceUID"),
+        modality=MODALITY_OF[dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID],
+        transfer_syntax_uid=transfer_syntax_uid,
+        position_lps_mm=_numbers(dataset, "ImagePositionPatient", 3),
+        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=_numbers(dataset, "PixelSpacing", 2),
+        slice_thickness_mm=_number(dataset, "SliceThickness"),
+        spacing_between_slices_mm=_number(dataset, "SpacingBetweenSlices"),
+        rows=rows,
+        columns=columns,
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if (high := _integer(dataset, "HighBit")) is None else high,
+        signed=_integer(dataset, "PixelRepresentation") == 1,
+        padding=tuple(value for value in padding if value is not None),
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        body_part=str(dataset.get("BodyPartExamined") or "").strip().upper(),
+        complete=_is_complete(transfer_syntax_uid, remaining_bytes, rows * columns * bits_allocated // 8),
+        discriminators=tuple((name, repr(dataset.get(name))) for name in DISCRIMINATORS),
+    )
+
+
+def _guessed_transfer_syntax(dataset: Dataset) -> str:
+    """For a file without file meta information: what pydicom found the encoding to be."""
+    implicit, little = dataset.original_encoding
+    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+
+
+def _is_complete(transfer_syntax_uid: str, remaining_bytes: int, pixel_bytes: int) -> bool:
+    """Native pixels must all be there; of a compressed or deflated stream only that something is. `remaining_bytes`
+    starts with the pixel data element's own 8 or 12 bytes."""
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        return True
+    native = transfer_syntax_uid in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+    return remaining_bytes >= 8 + (pixel_bytes if native else 8)
+
+
+def _keyword(sop_class: str) -> str:
+    return UID(sop_class).keyword
+
+
+def _uid(dataset: Dataset, name: str) -> str:
+    return str(dataset.get(name) or "").strip()
+
+
+def _texts(dataset: Dataset, name: str) -> tuple[str, ...]:
+    value = dataset.get(name) or ()
+    values: Iterable[Any] = (value,) if isinstance(value, str) else value
+    return tuple(str(text).strip().upper() for text in values)
+
+
+def _integer(dataset: Dataset, name: str) -> int | None:
+    number = _number(dataset, name)
+    return None if number is None else int(number)
+
+
+def _number(dataset: Dataset, name: str) -> float | None:
+    """A single finite number, else None."""
+    value = _value(dataset, name)
+    if isinstance(value, bytes):  # an ambiguous or wrong VR
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
+    """Exactly `count` finite numbers, else ()."""
+    try:
+        numbers = tuple(float(value) for value in _value(dataset, name))
+    except (TypeError, ValueError):
+        return ()
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else ()
+
+
+def _value(dataset: Dataset, name: str) -> Any:
+    try:
+        return dataset.get(name)
+    except (ValueError, TypeError, OverflowError):  # pydicom converts on access
+        return None

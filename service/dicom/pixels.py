@@ -1,0 +1,95 @@
+"""One file's pixels -> float32 voxels after the modality transform: HU for CT, arbitrary units for MR.
+
+Transfer syntaxes: those without compression, deflated, RLE, JPEG baseline and lossless, JPEG-LS, JPEG 2000, HTJ2K.
+MONOCHROME1 is not inverted: it only says how to display, the rescaled values mean the same (PS3.3 C.7.6.3.1.2).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+)
+
+from service.dicom.header import READ_ERRORS, Header
+from service.errors import DamagedPixelData, UnsupportedTransferSyntax
+
+NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
+_PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, BufferError)
+
+
+def check_transfer_syntaxes(headers: Iterable[Header]) -> None:
+    """Raises: UnsupportedTransferSyntax naming the first transfer syntax that nothing installed decodes."""
+    for uid, bits_stored in sorted({(h.transfer_syntax_uid, h.bits_stored) for h in headers}):
+        if uid in NATIVE:
+            continue
+        # The installed JPEG decoders read the extended process with 8 bits only; the one for 12 is GPL.
+        if not _has_decoder(UID(uid)) or (uid == JPEGExtended12Bit and bits_stored > 8):
+            known = UID(uid).name if UID(uid).is_transfer_syntax else "an unregistered transfer syntax"
+            raise UnsupportedTransferSyntax(
+                f"No decoder for {known} with {bits_stored} bits. Convert the images to Explicit VR Little Endian."
+            )
+
+
+def _has_decoder(uid: UID) -> bool:
+    try:
+        return bool(get_decoder(uid).is_available)
+    except NotImplementedError:  # pydicom: no decoder exists at all
+        return False
+
+
+def read_voxels(header: Header) -> np.ndarray:
+    """Decode one image.
+
+    Pixels that are padding (PS3.3 C.7.5.1.1.2) become -1000 HU in CT, and the lowest other value of the image in MR.
+    Returns: (H, W) float32, finite, HU or a.u.   Raises: DamagedPixelData.
+    """
+    try:
+        dataset = dcmread(header.path, force=True)
+        for keyword, value in _PIXEL_MODULE.items():  # the header was accepted without them
+            dataset.setdefault(keyword, value)
+        decoder = get_decoder(UID(header.transfer_syntax_uid))
+        stored, _ = decoder.as_array(dataset, raw=True, correct_unused_bits=False)  # type: ignore[arg-type]
+    except DECODE_ERRORS as error:
+        raise DamagedPixelData("The pixel data of an image are absent, too short, or cannot be decoded.") from error
+    if stored.shape != (header.rows, header.columns) or stored.dtype.kind not in "iu":
+        raise DamagedPixelData("An image decodes to another size than its header states.")
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    values = _stored_values(stored, header)
+    voxels: np.ndarray = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+    padded = _padding(stored, header) | _padding(values, header)
+    if padded.any():
+        inside = voxels[~padded]
+        voxels[padded] = AIR_HU if header.modality == "CT" else inside.min() if inside.size else 0.0
+    if not np.isfinite(voxels).all():
+        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image make values that are not finite.")
+    return voxels
+
+
+def _stored_values(stored: np.ndarray, header: Header) -> np.ndarray:
+    """Only the stored bits, sign-extended: older scanners keep overlays in the others (PS3.5 8.1.1)."""
+    bits = stored.dtype.itemsize * 8
+    kind = "i" if header.signed else "u"
+    high_bit = header.high_bit if header.transfer_syntax_uid in NATIVE else header.bits_stored - 1
+    left = np.left_shift(stored.view(f"{kind}{bits // 8}"), bits - 1 - high_bit)
+    return np.asarray(np.right_shift(left, bits - header.bits_stored))
+
+
+def _padding(values: np.ndarray, header: Header) -> np.ndarray:
+    """(H, W) bool. The padding value may be encoded with the wrong sign, so it is wrapped into the pixels' type."""
+    if not header.padding:
+        return np.zeros(values.shape, bool)
+    wrapped = np.array(header.padding).astype(values.dtype)
+    return np.asarray((values >= wrapped.min()) & (values <= wrapped.max()))

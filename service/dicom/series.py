@@ -1,0 +1,89 @@
+"""A series on disk: the light headers of its sorted images, and their voxels on demand. Implements SourceImage.
+
+The files stay where they are; whoever made them keeps them until the last `read`. Nothing is cached, so several
+threads may read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from service.dicom.header import Header
+from service.dicom.pixels import NATIVE, read_voxels
+from service.domain.geometry import Geometry
+from service.domain.volume import Volume
+
+DECODING_THREADS = 4  # compressed images only: decoders release the GIL, plain reads gain nothing
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """How many files of the upload were left out, and why (a slug, see `service.dicom.header`)."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One CT or MR series: one SeriesInstanceUID, frame of reference and orientation, even gaps."""
+
+    headers: tuple[Header, ...]  # in ascending slice order
+    geometry: Geometry
+    set_aside: tuple[SetAside, ...] = ()
+
+    @property
+    def modality(self) -> str:
+        return self.headers[0].modality
+
+    @property
+    def series_instance_uid(self) -> str:
+        return self.headers[0].series_instance_uid
+
+    @property
+    def study_instance_uid(self) -> str:
+        return self.headers[0].study_instance_uid
+
+    @property
+    def body_part(self) -> str:
+        """BodyPartExamined, upper case; empty when absent."""
+        return self.headers[0].body_part
+
+    @property
+    def sop_instance_uids(self) -> tuple[str, ...]:
+        return tuple(header.sop_instance_uid for header in self.headers)
+
+    @cached_property
+    def _slices(self) -> dict[str, int]:
+        return {uid: index for index, uid in enumerate(self.sop_instance_uids)}
+
+    def slice_of(self, sop_instance_uid: str) -> int:
+        """The slice that an image is. Raises: KeyError."""
+        return self._slices[sop_instance_uid]
+
+    def read(self, start: int, stop: int) -> Volume:
+        """Decode slices [start, stop) only.
+
+        Raises: DamagedPixelData; ValueError for a range outside the series.
+        """
+        depth, height, width = self.geometry.shape_zyx
+        if not 0 <= start < stop <= depth:
+            raise ValueError(f"slices [{start}, {stop}) of {depth}")
+        voxels = np.empty((stop - start, height, width), np.float32)
+        wanted = self.headers[start:stop]
+        for index, image in enumerate(_decode(wanted)):
+            voxels[index] = image
+        return Volume(voxels, self.geometry.crop((start, 0, 0), (stop, height, width)))
+
+
+def _decode(headers: tuple[Header, ...]) -> Iterable[np.ndarray]:
+    if len(headers) == 1 or all(header.transfer_syntax_uid in NATIVE for header in headers):
+        yield from map(read_voxels, headers)
+        return
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        yield from pool.map(read_voxels, headers)
