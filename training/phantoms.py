@@ -79,10 +79,10 @@ class _Scan:
         self._paint_bones()
         self._add_texture()
         self.tumour = self._paint_tumour()
-        self.distractors &= ~self.tumour
         if rng.random() < 0.4:
             self._paint_outside()
         self._scan_it()
+        self.distractors &= ~self.tumour
 
     def _paint_neighbours(self) -> None:
         """Other organs, now and then as bright as the target organ, so that its border cannot be seen."""

@@ -196,7 +196,7 @@ def jittered_box(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def distort(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The mask with the errors of an earlier attempt: grown, shrunk, warped and shifted."""
-    start, part = _bounds(mask, margin=12)
+    _, part = _bounds(mask, margin=12)
     inside = mask[part]
     distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     radius = max(2.0, distance.max())

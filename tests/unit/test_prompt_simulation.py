@@ -1,0 +1,186 @@
+"""Simulated prompts: contract arrays, clicks where they claim to be, errors that look like errors."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from contract.sizes import SMALL
+from contract.tensors import (
+    END_OF_TEXT,
+    ENSEMBLE,
+    LABEL_BACKGROUND,
+    LABEL_BOX_MAX,
+    LABEL_BOX_MIN,
+    LABEL_FOREGROUND,
+    LABEL_PAD,
+    POINTS,
+    network_specs,
+)
+from training.phantoms import Phantom, make_phantom
+from training.simulate import (
+    Sample,
+    assemble,
+    background_click,
+    correcting_clicks,
+    distort,
+    draw_clicks,
+    foreground_click,
+    halved,
+    jittered_box,
+    make_sample,
+    noisy_organ,
+    place,
+    tokens,
+)
+
+SIZE = 48
+HALF = SIZE // 2
+
+
+@pytest.fixture(scope="module", name="samples")
+def _samples() -> list[Sample]:
+    return [make_sample(5, index, size=SIZE) for index in range(40)]
+
+
+@pytest.fixture(scope="module", name="phantom")
+def _phantom() -> Phantom:
+    return make_phantom(2, size=SIZE, modality="CT")
+
+
+@pytest.fixture(name="rng")
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_a_sample_has_exactly_the_inputs_of_the_ensemble_and_a_target() -> None:
+    inputs = {spec.name: spec for spec in network_specs(SMALL)[ENSEMBLE].inputs}
+    assert {f.name for f in fields(Sample)} == {*inputs, "target"}
+    phantom = make_phantom(0, size=SMALL.roi, modality="MR")
+    sample = assemble(phantom, phantom.tumour, clicks=[(np.array([60.0, 64, 68]), LABEL_FOREGROUND)])
+    for name, spec in inputs.items():
+        spec.check(getattr(sample, name)[None])
+
+
+def test_a_sample_is_a_function_of_seed_and_index() -> None:
+    one, again, other = make_sample(1, 4, size=SIZE), make_sample(1, 4, size=SIZE), make_sample(2, 4, size=SIZE)
+    for f in fields(Sample):
+        assert np.array_equal(getattr(one, f.name), getattr(again, f.name))
+    assert not np.array_equal(one.image, other.image)
+
+
+def test_every_sample_says_which_tumour_is_meant(samples: list[Sample]) -> None:
+    for sample in samples:
+        localised = (sample.point_labels > LABEL_BACKGROUND).any() or sample.mask_prompt.any()
+        assert localised or sample.use_text[0] == 1
+
+
+def test_foreground_clicks_lie_in_the_tumour_and_background_clicks_outside(samples: list[Sample]) -> None:
+    for sample in samples:
+        index = np.rint(sample.point_coords).astype(int).clip(0, SIZE - 1)
+        truth = sample.target[0][tuple(index.T)]
+        assert (truth[sample.point_labels == LABEL_FOREGROUND] == 1).all()
+        assert (truth[sample.point_labels == LABEL_BACKGROUND] == 0).all()
+
+
+def test_clicks_are_not_always_in_the_middle_of_the_region(samples: list[Sample]) -> None:
+    clicks = np.concatenate([s.point_coords[s.point_labels == LABEL_FOREGROUND] for s in samples])
+    assert (np.abs(clicks - SIZE / 2).max(1) > SIZE / 8).mean() > 0.3
+
+
+def test_samples_vary_in_their_prompts(samples: list[Sample]) -> None:
+    for present in (
+        [s.mask_prompt.any() for s in samples],
+        [(s.point_labels == LABEL_BOX_MIN).any() for s in samples],
+        [s.organ_mask.any() for s in samples],
+        [s.use_text[0] == 1 for s in samples],
+        [np.count_nonzero(s.point_labels == LABEL_FOREGROUND) > 1 for s in samples],
+    ):
+        assert 0 < sum(present) < len(samples)
+
+
+def test_box_corners_stand_in_neighbouring_slots_and_smaller_comes_first(samples: list[Sample]) -> None:
+    for sample in samples:
+        for slot in np.flatnonzero(sample.point_labels == LABEL_BOX_MIN):
+            assert sample.point_labels[slot + 1] == LABEL_BOX_MAX
+            assert (sample.point_coords[slot] < sample.point_coords[slot + 1]).all()
+
+
+def test_unused_slots_are_padding() -> None:
+    coords, labels = place([(np.array([1.0, 2, 3]), LABEL_BACKGROUND)], np.array([[0.0, 1, 2], [5, 6, 7]]))
+    assert labels[:4].tolist() == [LABEL_BACKGROUND, LABEL_BOX_MIN, LABEL_BOX_MAX, LABEL_PAD]
+    assert coords[:3].tolist() == [[1, 2, 3], [0, 1, 2], [5, 6, 7]]
+    assert len(labels) == POINTS
+    assert (labels[3:] == LABEL_PAD).all()
+
+
+def test_the_end_of_text_is_where_it_is_said_to_be() -> None:
+    ids, ends = tokens("liver tumour")
+    assert [ids[row, end] for row, end in enumerate(ends)] == [END_OF_TEXT, END_OF_TEXT]
+    assert (ids[0, ends[0] + 1 :] == 0).all()
+    assert not np.array_equal(tokens("liver tumour")[0], tokens("lung tumour")[0])
+
+
+def test_the_first_click_is_in_the_tumour_and_there_are_as_many_as_asked(
+    phantom: Phantom, rng: np.random.Generator
+) -> None:
+    clicks = draw_clicks(phantom, phantom.tumour, 5, rng)
+    assert len(clicks) == 5
+    assert clicks[0][1] == LABEL_FOREGROUND
+    for _ in range(20):
+        assert phantom.tumour[tuple(np.rint(foreground_click(phantom.tumour, rng)).astype(int))]
+        assert not phantom.tumour[tuple(np.rint(background_click(phantom, phantom.tumour, rng)).astype(int))]
+
+
+def test_correcting_clicks_lie_where_the_mask_is_wrong(rng: np.random.Generator) -> None:
+    tumour, previous = np.zeros((8, 8, 8), bool), np.zeros((8, 8, 8), bool)
+    tumour[2:5, 2:6, 3:6], previous[3:7, 2:6, 3:6] = True, True
+    clicks = correcting_clicks(tumour, previous, 30, rng)
+    for position, label in clicks:
+        z = int(np.rint(position[0]))
+        assert z == 2 if label == LABEL_FOREGROUND else z in (5, 6)
+    assert {label for _, label in clicks} == {LABEL_FOREGROUND, LABEL_BACKGROUND}
+    assert correcting_clicks(tumour, tumour, 3, rng) == []
+
+
+def test_a_jittered_box_stays_close_to_the_bounding_box(rng: np.random.Generator) -> None:
+    tumour = np.zeros((40, 40, 40), bool)
+    tumour[10:20, 5:25, 8:12] = True
+    for _ in range(20):
+        box = jittered_box(tumour, rng)
+        exact = np.array([[9.5, 4.5, 7.5], [19.5, 24.5, 11.5]])
+        assert (np.abs(box - exact) <= 2 + 0.1 * np.array([10, 20, 4])).all()
+        assert (box[0] < box[1]).all()
+
+
+def test_a_distorted_mask_is_like_the_truth_but_wrong(phantom: Phantom, rng: np.random.Generator) -> None:
+    masks = [distort(phantom.tumour, rng) for _ in range(10)]
+    overlaps = [2 * (m & phantom.tumour).sum() / (m.sum() + phantom.tumour.sum()) for m in masks]
+    assert 0.3 < np.mean(overlaps) < 0.98
+    assert len({int(m.sum()) for m in masks}) > 5
+
+
+def test_a_noisy_organ_is_roughly_the_organ(phantom: Phantom, rng: np.random.Generator) -> None:
+    organ = noisy_organ(phantom, rng)
+    assert organ.shape == phantom.organ.shape
+    assert 2 * (organ & phantom.organ).sum() / (organ.sum() + phantom.organ.sum()) > 0.7
+
+
+def test_halving_gives_the_share_of_each_cell() -> None:
+    mask = np.zeros((4, 4, 4), bool)
+    mask[0, 0, :2] = True
+    small = halved(mask)
+    assert small.shape == (2, 2, 2)
+    assert small[0, 0, 0] == 0.25
+    assert small.sum() == 0.25
+
+
+def test_beyond_the_scan_the_image_is_zero_after_normalisation(phantom: Phantom) -> None:
+    inside = np.ones_like(phantom.tumour)
+    inside[:5] = False
+    sample = assemble(phantom, phantom.tumour & inside, inside=inside, finding="liver tumour")
+    assert not sample.image[0, :5].any()
+    assert sample.use_text[0] == 1
+    assert sample.mask_prompt.shape == (1, HALF, HALF, HALF)
