@@ -9,6 +9,7 @@ import gzip
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,8 @@ def write_nifti(mask: Mask) -> bytes:
     sform and qform both carry the affine; under gantry tilt only sform can (qform has no shear, so its code is 0).
     """
     affine = ras_affine(mask.geometry)
-    image = nib.Nifti1Image(np.ascontiguousarray(mask.voxels.transpose(2, 1, 0)).astype(np.uint8), affine)
+    # nibabel types some of its methods and not others: Any, so that both pass.
+    image: Any = nib.Nifti1Image(mask.voxels.transpose(2, 1, 0).astype(np.uint8), affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"TAGS mask, research use only, not for diagnosis"
     image.header["cal_max"] = 1

@@ -18,7 +18,7 @@ CATEGORY: Code = codes.SCT.MorphologicallyAbnormalStructure  # CID 7150
 # First match wins, so the special stands before the general. CID 7159.
 TYPES: tuple[tuple[tuple[str, ...], Code], ...] = (
     (("metastasis", "metastases", "metastatic", "secondary"), codes.SCT.NeoplasmSecondary),
-    (("cyst", "cysts", "cystic"), codes.SCT.Cyst),
+    (("cyst", "cysts"), codes.SCT.Cyst),
     (("nodule", "nodules"), codes.SCT.Nodule),
     (("tumour", "tumor", "tumours", "tumors", "cancer", "carcinoma", "sarcoma", "glioma", "adenoma", "lymphoma",
       "neoplasm", "malignancy"), codes.SCT.Neoplasm),
@@ -28,7 +28,7 @@ TYPES: tuple[tuple[tuple[str, ...], Code], ...] = (
 
 REGIONS: tuple[tuple[tuple[str, ...], Code], ...] = (
     (("lymph node", "lymph nodes", "nodal"), codes.SCT.LymphNode),
-    (("soft tissue", "muscle", "sarcoma"), codes.SCT.SoftTissue),
+    (("soft tissue", "muscle"), codes.SCT.SoftTissue),
     (("adrenal",), codes.SCT.AdrenalGland),
     (("liver", "hepatic", "hepatocellular"), codes.SCT.Liver),
     (("kidney", "kidneys", "renal"), codes.SCT.Kidney),
@@ -45,7 +45,7 @@ REGIONS: tuple[tuple[tuple[str, ...], Code], ...] = (
     (("gallbladder",), codes.SCT.Gallbladder),
     (("esophagus", "oesophagus", "esophageal", "oesophageal"), codes.SCT.Esophagus),
     (("uterus", "uterine", "endometrial"), codes.SCT.Uterus),
-    (("cervix", "cervical"), codes.SCT.Cervix),
+    (("cervix",), codes.SCT.Cervix),
     (("ovary", "ovarian"), codes.SCT.Ovary),
     (("thyroid",), codes.SCT.Thyroid),
     (("spine", "vertebra", "vertebral", "tspine", "lspine"), codes.SCT.Spine),
