@@ -126,7 +126,7 @@ def train(plan: Plan, out: Path, *, init: Path | None, resume: bool, save_every_
 
 def start(plan: Plan, init: Path | None) -> Run:
     """Fresh weights, or those of another stage."""
-    model = build_tags(plan.sizes)
+    model = build_tags(CONFIGURATIONS[plan.config])  # takes smaller regions, too: positions are cropped inside
     before = 0.0
     if init is None:
         torch.nn.init.constant_(model.fusion_decoder.coarse.bias, FIRST_LOGIT)
@@ -134,6 +134,7 @@ def start(plan: Plan, init: Path | None) -> Run:
         checkpoint = torch.load(init, weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
         before = checkpoint["run"]["before"] + checkpoint["run"]["minutes"]
+    model.clip_text_embedder.token_embedding.requires_grad_(False)  # CLIP's words stay; a few phrases need no more
     average = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
         if parameter.ndim == 5:  # 3D convolutions run up to twice as fast on a CPU with channels last
@@ -153,7 +154,12 @@ def restore(checkpoint: Path, plan: Plan) -> Run:
 
 
 def optimizer(model: Tags) -> torch.optim.AdamW:
-    encoder = [p for network in (model.sam_encoder, model.clip_text_embedder) for p in network.parameters()]
+    encoder = [
+        p
+        for network in (model.sam_encoder, model.clip_text_embedder)
+        for p in network.parameters()
+        if p.requires_grad
+    ]
     groups = [
         {"params": encoder, "share": ENCODER_RATE},
         {"params": list(model.fusion_decoder.parameters()), "share": 1.0},

@@ -15,7 +15,9 @@ from contract.tensors import LABEL_BACKGROUND, LABEL_BOX_MAX, LABEL_BOX_MIN, LAB
 
 LABELS = 4  # background, foreground, box minimum, box maximum
 CLICK_WIDTHS_VOX = (1.5, 6.0)  # standard deviations of the click maps on the half grid: 3 mm and 12 mm at 1 mm
-PROMPT_MAPS = 2 * len(CLICK_WIDTHS_VOX) + 2  # foreground and background clicks, box, previous mask
+PLACE_MAPS = 2 * len(CLICK_WIDTHS_VOX) + 2  # foreground and background clicks, box, previous mask
+SEEDS = (0, PLACE_MAPS - 2, PLACE_MAPS - 1)  # maps that lie on tumour: narrow foreground clicks, box, previous mask
+PROMPT_MAPS = PLACE_MAPS + 2 * len(SEEDS)
 MASKED = -1e4
 
 
@@ -50,7 +52,7 @@ def outer_sum(profiles: Tensor, weights: Tensor) -> Tensor:
 
 
 def prompt_maps(coords: Tensor, labels: Tensor, mask_prompt: Tensor) -> Tensor:
-    """(B, 6, G, G, G) on the half grid: click maps of two widths per label, box interior, previous mask."""
+    """(B, 6, G, G, G) on the half grid, where prompts are: click maps of two widths per label, box interior, previous mask."""
     grid = mask_prompt.shape[-1]
     roi = 2 * grid
     cells = torch.arange(grid, dtype=coords.dtype, device=coords.device)
@@ -63,6 +65,23 @@ def prompt_maps(coords: Tensor, labels: Tensor, mask_prompt: Tensor) -> Tensor:
     inside = (offset[:, :-1] + 0.5).clamp(0, 1) * (0.5 - offset[:, 1:]).clamp(0, 1)
     paired = ((labels[:, :-1] == LABEL_BOX_MIN) & (labels[:, 1:] == LABEL_BOX_MAX)).to(coords.dtype)
     return torch.cat([*maps, outer_sum(inside, paired), mask_prompt], dim=1)
+
+
+def contrast_maps(maps: Tensor, image: Tensor) -> Tensor:
+    """(B, 6, G, G, G): how far each cell's intensity lies from that under the clicks, in the box, under the mask.
+
+    Per seed map the signed difference and the size of the smoothed difference; zero when the seed is absent.
+    Args: maps: (B, 6, G, G, G) from `prompt_maps`. image: (B, 1, G, G, G).
+    """
+    smooth = functional.avg_pool3d(image, 3, stride=1, padding=1, count_include_pad=False)
+    contrasts = []
+    for seed in SEEDS:
+        weight = maps[:, seed : seed + 1] ** 2
+        total = weight.sum((2, 3, 4), keepdim=True)
+        mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp(min=1e-3)
+        present = total.clamp(max=1)
+        contrasts += [present * (image - mean), present * (smooth - mean).abs()]
+    return torch.cat(contrasts, dim=1)
 
 
 class Attention(nn.Module):
@@ -126,7 +145,7 @@ class PromptEncoder(nn.Module):
     def forward(
         self, feature: Tensor, coords: Tensor, labels: Tensor, maps: Tensor, semantic: Tensor, text: Tensor, on: Tensor
     ) -> Tensor:
-        """feature: (B, C, T, T, T); maps: (B, 6, half...); semantic: (B, 1, T, T, T), zero when text is off;
+        """feature: (B, C, T, T, T); maps: (B, 12, half...); semantic: (B, 1, T, T, T), zero when text is off;
         text: (B, E) foreground feature; on: (B, 1), 1 when text counts. Returns: (B, C, T, T, T)."""
         codes = torch.arange(LABELS, dtype=labels.dtype, device=labels.device)
         one_hot = (labels[..., None] == codes).to(feature.dtype)
