@@ -7,6 +7,7 @@ back, so columns run towards the left, rows towards the back, slices towards the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class Ellipsoid:
 
 BODY = Ellipsoid((0, 0, -265), (140, 103, 1000), -95, 0.01)  # subcutaneous fat
 MUSCLE = Ellipsoid((0, 0, -265), (128, 91, 1000), 55, 0.02)
+ABDOMINAL_WALL = Ellipsoid((0, 0, -265), (120, 83, 1000), 0, 0.02)  # no organ grows through it
 VISCERAL_FAT = Ellipsoid((0, -12, -265), (112, 68, 1000), -100, 0.03)
 ORGANS = (
     Ellipsoid((-55, -15, -262), (62, 62, 72), 105, 0.08),  # liver
@@ -92,10 +94,12 @@ def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     swell = ndimage.gaussian_filter(rng.standard_normal(SHAPE_ZYX), 18 / SPACING_ZYX_MM)
     swell /= swell.std()
     voxels = np.full(SHAPE_ZYX, -1000.0, np.float32)
-    for tissue in (BODY, MUSCLE, VISCERAL_FAT, *ORGANS):
-        level = _level(tissue.centre_lps_mm, tissue.radii_mm) + tissue.waves * swell
-        voxels[level < 1] = tissue.hounsfield
-    liver = _level(ORGANS[0].centre_lps_mm, ORGANS[0].radii_mm) + ORGANS[0].waves * swell < 1
+    for tissue in (BODY, MUSCLE, VISCERAL_FAT):
+        voxels[_inside(tissue, swell)] = tissue.hounsfield
+    wall = _inside(ABDOMINAL_WALL, swell)
+    for organ in ORGANS:
+        voxels[_inside(organ, swell) & wall] = organ.hounsfield
+    liver = _inside(ORGANS[0], swell) & wall
     for path, radius_mm in VESSELS:
         voxels[liver & _tube(path, radius_mm)] = VESSEL_HU
     rough = ndimage.gaussian_filter(rng.standard_normal(SHAPE_ZYX), 5 / SPACING_ZYX_MM)
@@ -108,7 +112,12 @@ def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return (voxels + NOISE_HU * noise / noise.std()).astype(np.float32), tumour
 
 
-def _level(centre_lps_mm: object, radii_mm: tuple[float, float, float]) -> np.ndarray:
+def _inside(tissue: Ellipsoid, swell: np.ndarray) -> np.ndarray:
+    """(D, H, W) bool."""
+    return _level(tissue.centre_lps_mm, tissue.radii_mm) + tissue.waves * swell < 1
+
+
+def _level(centre_lps_mm: np.ndarray | tuple[float, float, float], radii_mm: tuple[float, float, float]) -> np.ndarray:
     """(D, H, W): 1 on the ellipsoid's surface, 0 at its centre."""
     z, y, x = np.ogrid[tuple(slice(0, n) for n in SHAPE_ZYX)]
     cx, cy, cz = (np.asarray(centre_lps_mm) - ORIGIN_LPS_MM) / SPACING_ZYX_MM[::-1]
@@ -119,7 +128,7 @@ def _level(centre_lps_mm: object, radii_mm: tuple[float, float, float]) -> np.nd
 def _tube(path_lps_mm: tuple[tuple[float, float, float], ...], radius_mm: float) -> np.ndarray:
     """(D, H, W) bool: within `radius_mm` of a chain of points."""
     away = np.ones(SHAPE_ZYX, bool)
-    for start, stop in zip(path_lps_mm, path_lps_mm[1:], strict=False):
+    for start, stop in pairwise(path_lps_mm):
         for part in np.linspace(0, 1, 60):
             place = (1 - part) * np.array(start) + part * np.array(stop)
             z, y, x = np.rint((place - ORIGIN_LPS_MM)[::-1] / SPACING_ZYX_MM).astype(int)

@@ -244,3 +244,7 @@ def capabilities_table(document: dict[str, Any]) -> Table:
         table.add_row(name, str(value))
     table.add_row("use", document["research_use"])
     return table
+
+
+if __name__ == "__main__":
+    app()
