@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -63,7 +62,7 @@ READ_TAGS = [
 ]  # fmt: skip
 # What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
 READ_ERRORS = (
-    InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
     NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 
@@ -116,14 +115,13 @@ def read_header(path: Path) -> Header | NotUsed:
     Slugs: not-dicom, unreadable, dicomdir, other-object, other-modality, multi-frame, localizer, colour,
     intensity-table, no-uid.
     """
+    forced = False
     try:
         with path.open("rb") as stream:
-            forced = not _has_preamble(stream.read(132))
+            forced = stream.read(132)[128:] != b"DICM"
             stream.seek(0)
             dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=READ_TAGS)
             remaining = path.stat().st_size - stream.tell()
-    except InvalidDicomError:
-        return NotUsed("not-dicom")
     except READ_ERRORS:
         return NotUsed("not-dicom" if forced else "unreadable")
     if forced and not _looks_like_dicom(dataset):
@@ -132,10 +130,6 @@ def read_header(path: Path) -> Header | NotUsed:
         return _unused(dataset) or _header(path, dataset, remaining)
     except READ_ERRORS:
         return NotUsed("unreadable", _uid(dataset, "SeriesInstanceUID"))
-
-
-def _has_preamble(start: bytes) -> bool:
-    return start[128:132] == b"DICM"
 
 
 def _looks_like_dicom(dataset: Dataset) -> bool:
@@ -151,6 +145,8 @@ def _unused(dataset: Dataset) -> NotUsed | None:
     def because(reason: str) -> NotUsed:
         return NotUsed(reason, series_instance_uid)
 
+    if not sop_class:
+        return because("unreadable")
     if sop_class == MediaStorageDirectoryStorage:
         return because("dicomdir")
     if sop_class in MULTI_FRAME or (sop_class in MODALITY_OF and (_integer(dataset, "NumberOfFrames") or 1) > 1):

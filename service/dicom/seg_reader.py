@@ -46,8 +46,8 @@ def read_seg(path: Path, series: Series) -> np.ndarray:
         volume = segmentation.get_volume(combine_segments=False)
     except FRAME_ERRORS as error:
         raise MaskMismatch("The frames of the SEG do not form a regular volume, nor lie on the series.") from error
-    foreground: np.ndarray = np.asarray(volume.array) > 0.5
-    voxels: np.ndarray = foreground.any(axis=-1) if foreground.ndim == 4 else foreground
+    foreground = np.asarray(volume.array > 0.5)
+    voxels = np.logical_or.reduce(foreground, axis=-1) if foreground.ndim == 4 else foreground
     grid = Geometry(voxels.shape, volume.affine, series.geometry.frame_of_reference_uid)
     return regrid(voxels, grid, series.geometry)
 
