@@ -9,7 +9,7 @@ from torch.nn import functional
 from contract.sizes import Sizes
 from contract.tensors import FEATURE_LEVELS
 from export.networks.encoder import depth_to_space
-from export.networks.prompts import PROMPT_MAPS, PromptEncoder, contrast_maps, prompt_maps
+from export.networks.prompts import PROMPT_MAPS, PromptEncoder, intensity_maps, prompt_maps
 
 SUB_VOXELS = 8  # voxels of the full grid per cell of the half grid
 
@@ -69,7 +69,7 @@ class FusionDecoder(nn.Module):
         told = semantic * use_text[:, :, None, None, None]
         cells = mask_prompt.shape[-1]  # per side of the half grid
         maps = prompt_maps(point_coords, point_labels, mask_prompt)
-        maps = torch.cat([maps, contrast_maps(maps, image_detail.mean(1, keepdim=True))], dim=1)
+        maps = torch.cat([maps, intensity_maps(maps, image_detail.mean(1, keepdim=True))], dim=1)
         levels[-1] = self.prompt_encoder(
             levels[-1], point_coords, point_labels, maps, told, text_features[:, 1], use_text
         )

@@ -6,6 +6,8 @@ prompt maps. Every such path ends in a zero-initialised weight, so that a plain 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +19,13 @@ LABELS = 4  # background, foreground, box minimum, box maximum
 CLICK_WIDTHS_VOX = (1.5, 6.0)  # standard deviations of the click maps on the half grid: 3 mm and 12 mm at 1 mm
 PLACE_MAPS = 2 * len(CLICK_WIDTHS_VOX) + 2  # foreground and background clicks, box, previous mask
 SEEDS = (0, PLACE_MAPS - 2, PLACE_MAPS - 1)  # maps that lie on tumour: narrow foreground clicks, box, previous mask
-PROMPT_MAPS = PLACE_MAPS + 2 * len(SEEDS)
+GEODESIC_STEPS = 16  # cells of the half grid that a geodesic map can reach: 32 mm at 1 mm
+STEP_COST = 0.3  # of one cell, besides what its intensity costs
+FIXED_DEVIATION = 0.25  # in normalised intensity: what costs 1 per cell when the click's surroundings do not say
+SMALLEST_DEVIATION = 0.08
+FARTHEST = 14.0  # geodesic distance beyond which all is alike
+CLOSENESS = (1.5, 5.0)  # distances at which a closeness map falls to 1/e
+PROMPT_MAPS = PLACE_MAPS + 2 * len(SEEDS) + 2 * (1 + len(CLOSENESS))
 MASKED = -1e4
 
 
@@ -52,7 +60,7 @@ def outer_sum(profiles: Tensor, weights: Tensor) -> Tensor:
 
 
 def prompt_maps(coords: Tensor, labels: Tensor, mask_prompt: Tensor) -> Tensor:
-    """(B, 6, G, G, G) on the half grid, where prompts are: click maps of two widths per label, box interior, previous mask."""
+    """(B, 6, G, G, G) on the half grid: click maps of two widths per label, box interior, previous mask."""
     grid = mask_prompt.shape[-1]
     roi = 2 * grid
     cells = torch.arange(grid, dtype=coords.dtype, device=coords.device)
@@ -67,21 +75,41 @@ def prompt_maps(coords: Tensor, labels: Tensor, mask_prompt: Tensor) -> Tensor:
     return torch.cat([*maps, outer_sum(inside, paired), mask_prompt], dim=1)
 
 
-def contrast_maps(maps: Tensor, image: Tensor) -> Tensor:
-    """(B, 6, G, G, G): how far each cell's intensity lies from that under the clicks, in the box, under the mask.
+def intensity_maps(maps: Tensor, image: Tensor) -> Tensor:
+    """(B, 12, G, G, G): what the image looks like where prompts point, compared with every cell.
 
-    Per seed map the signed difference and the size of the smoothed difference; zero when the seed is absent.
+    Per seed map the signed difference from the mean intensity under it and the size of the smoothed difference, zero
+    when the seed is absent. Then geodesic maps of the foreground clicks (after DeepIGeoS, Wang et al. 2018): distance
+    and closeness along the path that meets least unlike intensity, by the click's own deviation and by a fixed one.
     Args: maps: (B, 6, G, G, G) from `prompt_maps`. image: (B, 1, G, G, G).
     """
     smooth = functional.avg_pool3d(image, 3, stride=1, padding=1, count_include_pad=False)
-    contrasts = []
+    found = []
     for seed in SEEDS:
         weight = maps[:, seed : seed + 1] ** 2
         total = weight.sum((2, 3, 4), keepdim=True)
         mean = (weight * image).sum((2, 3, 4), keepdim=True) / total.clamp(min=1e-3)
         present = total.clamp(max=1)
-        contrasts += [present * (image - mean), present * (smooth - mean).abs()]
-    return torch.cat(contrasts, dim=1)
+        found += [present * (image - mean), present * (smooth - mean).abs()]
+    clicks, difference = maps[:, :1], found[1]
+    weight = clicks**2
+    total = weight.sum((2, 3, 4), keepdim=True).clamp(min=1e-3)
+    deviation = ((weight * difference**2).sum((2, 3, 4), keepdim=True) / total).sqrt() + SMALLEST_DEVIATION
+    cost = STEP_COST + torch.cat([difference / deviation, difference / FIXED_DEVIATION], dim=1)
+    distance = geodesic(clicks.expand(-1, 2, -1, -1, -1), torch.exp(-cost))
+    closeness = [torch.exp(-distance / scale) for scale in CLOSENESS]
+    return torch.cat([*found, distance / FARTHEST, *closeness], dim=1)
+
+
+def geodesic(start: Tensor, pass_on: Tensor) -> Tensor:
+    """(B, C, G, G, G) distance, 0 .. FARTHEST: -log of the largest product of `pass_on` along a path from `start`."""
+    reached = start
+    for _ in range(GEODESIC_STEPS):
+        spread = reached
+        for kernel in ((3, 1, 1), (1, 3, 1), (1, 1, 3)):
+            spread = functional.max_pool3d(spread, kernel, stride=1, padding=[side // 2 for side in kernel])
+        reached = torch.maximum(start, spread * pass_on)
+    return -reached.clamp(min=math.exp(-FARTHEST)).log()
 
 
 class Attention(nn.Module):
@@ -145,7 +173,7 @@ class PromptEncoder(nn.Module):
     def forward(
         self, feature: Tensor, coords: Tensor, labels: Tensor, maps: Tensor, semantic: Tensor, text: Tensor, on: Tensor
     ) -> Tensor:
-        """feature: (B, C, T, T, T); maps: (B, 12, half...); semantic: (B, 1, T, T, T), zero when text is off;
+        """feature: (B, C, T, T, T); maps: (B, 18, half...); semantic: (B, 1, T, T, T), zero when text is off;
         text: (B, E) foreground feature; on: (B, 1), 1 when text counts. Returns: (B, C, T, T, T)."""
         codes = torch.arange(LABELS, dtype=labels.dtype, device=labels.device)
         one_hot = (labels[..., None] == codes).to(feature.dtype)
