@@ -1,4 +1,4 @@
-"""`python -m demo`: a made-up CT series through the real service, by click, by box and by text, with the truth beside it.
+"""`python -m demo`: a made-up CT series through the real service by click, box and text, with the truth beside it.
 
 What leaves: SEG, NIfTI, PNG and JSON of each prompt in demo/out, a table, and exit status 1 when an answer is not 200
 or its mask is not on the series' grid. Quality is shown, not judged.
