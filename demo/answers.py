@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 
+TOLERANCE_MM = 1e-3
+
 
 class WrongGrid(AssertionError):
     """A mask does not lie where the series does."""
@@ -39,9 +41,9 @@ def stage_ms(answer: httpx.Response) -> dict[str, float]:
 
 
 def read_nifti(body: bytes, affine_ras: np.ndarray, shape_xyz: tuple[int, int, int]) -> np.ndarray:
-    """The mask, (D, H, W) bool. Raises: WrongGrid: another shape, or another place by more than 0.001 mm."""
+    """The mask, (D, H, W) bool. Raises: WrongGrid: another shape, or another place."""
     image = nib.Nifti1Image.from_bytes(gzip.decompress(body))
-    if image.shape != shape_xyz or not np.allclose(image.affine, affine_ras, atol=1e-3):
+    if image.shape != shape_xyz or not np.allclose(image.affine, affine_ras, rtol=0, atol=TOLERANCE_MM):
         raise WrongGrid("the NIfTI mask is not on the grid of the series")
     return np.asarray(image.dataobj).transpose(2, 1, 0) > 0
 
@@ -80,12 +82,14 @@ class Grid:
             "Rows",
             "Columns",
         ]
-        headers = [pydicom.dcmread(path, specific_tags=keywords) for path in directory.rglob("*") if path.is_file()]
+        paths = [path for path in directory.rglob("*") if path.is_file()]
+        headers = [pydicom.dcmread(path, specific_tags=keywords) for path in paths]
         row, column = np.array(headers[0].ImageOrientationPatient, float).reshape(2, 3)
         normal = np.cross(row, column)
         headers.sort(key=lambda header: float(normal @ np.array(header.ImagePositionPatient, float)))
         positions = np.array([header.ImagePositionPatient for header in headers], float)
         self.shape_zyx = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
+        self._paths = [Path(str(header.filename)) for header in headers]
         self.slice_of = {str(header.SOPInstanceUID): index for index, header in enumerate(headers)}
         self.affine_lps = np.eye(4)  # column, row, slice -> LPS mm
         between_rows, between_columns = map(float, headers[0].PixelSpacing)
@@ -99,12 +103,22 @@ class Grid:
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps
 
     @property
+    def spacing_zyx_mm(self) -> np.ndarray:
+        return np.linalg.norm(self.affine_lps[:3, 2::-1], axis=0)
+
+    @property
     def voxel_ml(self) -> float:
         return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000
 
     def lps_mm(self, index_zyx: np.ndarray) -> np.ndarray:
         """(N, 3) voxel indices z, y, x to (N, 3) LPS mm."""
         return np.asarray(index_zyx, float)[:, ::-1] @ self.affine_lps[:3, :3].T + self.affine_lps[:3, 3]
+
+    def voxels(self) -> np.ndarray:
+        """(D, H, W) float32, HU or a.u."""
+        slices = [pydicom.dcmread(path) for path in self._paths]
+        rescaled = [pydicom.pixels.apply_rescale(dataset.pixel_array, dataset) for dataset in slices]
+        return np.stack(rescaled).astype(np.float32)
 
     def nifti(self, body: bytes) -> np.ndarray:
         """The mask of a NIfTI answer, checked. Raises: WrongGrid."""

@@ -19,12 +19,15 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * np.count_nonzero(a & b) / total if total else 1.0
 
 
-def best_sphere(truth: np.ndarray, click: np.ndarray) -> float:
+def best_sphere(
+    truth: np.ndarray, click: np.ndarray, spacing_zyx_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> float:
     """Dice of the sphere around `click` ((3,) z, y, x voxels) whose radius suits `truth` (D, H, W) best.
 
     Every radius is tried at once: voxels sorted by distance, spheres are the prefixes of that order.
     """
-    z, y, x = (g - c for g, c in zip(np.ogrid[tuple(slice(n) for n in truth.shape)], click, strict=True))
+    axes = zip(np.ogrid[tuple(slice(n) for n in truth.shape)], click, spacing_zyx_mm, strict=True)
+    z, y, x = ((grid - centre) * spacing for grid, centre, spacing in axes)
     squared = (z * z + y * y + x * x).astype(np.float32)
     reach = squared[truth].max()
     near = squared <= reach
