@@ -49,7 +49,8 @@ def main(
     Console().print(table)
     figures = {
         "runs": runs, "format": format, "series_zyx": list(SHAPE_ZYX), "upload_bytes": len(upload),
-        "stages_ms": medians, "networks_ms": round(networks, 1), "gateway_ms": round(added, 1), "gateway_to_networks": round(ratio, 3),
+        "stages_ms": medians, "networks_ms": round(networks, 1), "gateway_ms": round(added, 1),
+        "gateway_to_networks": round(ratio, 3),
     }  # fmt: skip
     write_record("overhead", bundle, figures)
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.answers import Grid, WrongGrid, dice, members, stage_ms, zipped
-from demo.phantom import Phantom, write_phantom
+from demo.phantom import Phantom, write_phantom, write_second_series
 from demo.running import ServiceDidNotStart, running_service
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -47,6 +47,7 @@ def main() -> int:
     with console.status("making a CT series with a known tumour"):
         phantom = write_phantom(OUT / "series")
         upload = zipped(phantom.directory)
+        write_examples(phantom, upload)
     prompts = {
         "click": {"points": [{"lps_mm": phantom.click_lps_mm}]},
         "box": {"boxes": [{"lps_mm": phantom.box_lps_mm}]},
@@ -66,6 +67,15 @@ def main() -> int:
     console.print(table(phantom, outcomes, bundle))
     console.print(f"SEG, NIfTI, PNG and JSON of each prompt: {OUT}\nResearch use only. Not for diagnosis or treatment.")
     return 0
+
+
+def write_examples(phantom: Phantom, upload: bytes) -> None:
+    """What the README's examples send: the series as a ZIP, and two series in one folder and one ZIP."""
+    both = OUT / "two_series"
+    shutil.copytree(phantom.directory, both / "1")
+    write_second_series(both / "2", phantom)
+    (OUT / "series.zip").write_bytes(upload)
+    (OUT / "two_series.zip").write_bytes(zipped(both))
 
 
 def ask(client: httpx.Client, upload: bytes, name: str, document: dict[str, Any], grid: Grid) -> Outcome:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DS
@@ -87,6 +88,18 @@ def write_phantom(directory: Path) -> Phantom:
     low, high = _lps_mm(inside.min(axis=0)), _lps_mm(inside.max(axis=0))
     volume_ml = float(tumour.sum() * np.prod(SPACING_ZYX_MM)) / 1000
     return Phantom(directory, tumour, tuple(TUMOUR_CENTRE_LPS_MM.tolist()), (low, high), volume_ml)
+
+
+def write_second_series(directory: Path, first: Phantom) -> None:
+    """The same images as another series of the same study, as a reconstruction with another kernel would be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    series = generate_uid(entropy_srcs=["tags demo", "second series"])
+    for path in first.directory.iterdir():
+        dataset = dcmread(path)
+        dataset.SeriesInstanceUID, dataset.SeriesNumber = series, 2
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=["tags demo", "second image", str(dataset.InstanceNumber)])
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.save_as(directory / path.name, enforce_file_format=True)
 
 
 def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
