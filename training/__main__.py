@@ -24,6 +24,7 @@ def run(
     rate: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
     seed: int = 0,
     threads: int = 2,
+    freeze: Annotated[bool, typer.Option(help="train the decoder alone")] = False,
     init: Annotated[Path | None, typer.Option(help="checkpoint to start from")] = None,
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
@@ -31,7 +32,7 @@ def run(
     if (steps is None) == (minutes is None):
         raise typer.BadParameter("give either --steps or --minutes")
     torch.set_num_threads(threads)
-    plan = Plan(config=config, roi=roi, batch=batch, rate=rate, seed=seed, steps=steps, minutes=minutes)
+    plan = Plan(config=config, roi=roi, batch=batch, rate=rate, seed=seed, steps=steps, minutes=minutes, freeze=freeze)
     typer.echo(train(plan, out, init=init, resume=resume))
 
 

@@ -48,6 +48,7 @@ class Plan:
     seed: int
     steps: int | None = None  # the budget: a number of steps,
     minutes: float | None = None  # or wall-clock time over all sessions of the run
+    freeze: bool = False  # train the decoder alone, on the encoder's and text embedder's fixed features
 
     @property
     def sizes(self) -> Sizes:
@@ -134,6 +135,9 @@ def start(plan: Plan, init: Path | None) -> Run:
         checkpoint = torch.load(init, weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
         before = checkpoint["run"]["before"] + checkpoint["run"]["minutes"]
+    if plan.freeze:
+        model.sam_encoder.requires_grad_(False)
+        model.clip_text_embedder.requires_grad_(False)
     model.clip_text_embedder.token_embedding.requires_grad_(False)  # CLIP's words stay; a few phrases need no more
     average = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
@@ -155,15 +159,11 @@ def restore(checkpoint: Path, plan: Plan) -> Run:
 
 def optimizer(model: Tags) -> torch.optim.AdamW:
     encoder = [
-        p
-        for network in (model.sam_encoder, model.clip_text_embedder)
-        for p in network.parameters()
-        if p.requires_grad
+        p for network in (model.sam_encoder, model.clip_text_embedder) for p in network.parameters() if p.requires_grad
     ]
-    groups = [
-        {"params": encoder, "share": ENCODER_RATE},
-        {"params": list(model.fusion_decoder.parameters()), "share": 1.0},
-    ]
+    groups = [{"params": list(model.fusion_decoder.parameters()), "share": 1.0}]
+    if encoder:
+        groups.append({"params": encoder, "share": ENCODER_RATE})
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)
 
 

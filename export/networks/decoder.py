@@ -10,22 +10,22 @@ from contract.sizes import Sizes
 from contract.tensors import FEATURE_LEVELS
 from export.networks.encoder import depth_to_space
 from export.networks.prompts import PROMPT_MAPS, PromptEncoder, intensity_maps, prompt_maps
+from export.networks.upsampled import tap_matrix, upsampled_conv
 
 SUB_VOXELS = 8  # voxels of the full grid per cell of the half grid
 
 
 class AggregationHead(nn.Module):
-    """One level of the multi-level aggregation: two convolutions, then up to the half grid."""
+    """One level of the multi-level aggregation: two convolutions on the token grid."""
 
     def __init__(self, neck: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(neck, channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
 
-    def forward(self, feature: Tensor, half: int) -> Tensor:
+    def forward(self, feature: Tensor) -> Tensor:
         x = functional.relu(functional.instance_norm(self.conv1(feature)))
-        x = functional.relu(functional.instance_norm(self.conv2(x)))
-        return functional.interpolate(x, size=(half, half, half), mode="trilinear", align_corners=True)
+        return functional.relu(functional.instance_norm(self.conv2(x)))
 
 
 class FusionDecoder(nn.Module):
@@ -41,6 +41,7 @@ class FusionDecoder(nn.Module):
         self.prompt_encoder = PromptEncoder(sizes)
         self.mlahead = nn.ModuleList(AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS))
         channels = sizes.aggregation
+        # Over the levels upsampled to the half grid, the image at full detail, the prompt maps and the semantic map
         self.cls1 = nn.Conv3d(FEATURE_LEVELS * channels + SUB_VOXELS + PROMPT_MAPS + 1, channels, 3, padding=1)
         self.cls2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.coarse = nn.Conv3d(channels, 1, 3, padding=1)
@@ -48,6 +49,7 @@ class FusionDecoder(nn.Module):
         for module in (self.cls2, self.detail):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+        self.register_buffer("taps", tap_matrix(sizes.tokens, sizes.half).clone(), persistent=False)
 
     def forward(
         self,
@@ -74,13 +76,23 @@ class FusionDecoder(nn.Module):
             levels[-1], point_coords, point_labels, maps, told, text_features[:, 1], use_text
         )
         told = functional.interpolate(told, size=(cells, cells, cells), mode="trilinear", align_corners=False)
-        heads = [head(level, cells) for head, level in zip(self.mlahead, levels, strict=True)]
-        x = functional.relu(functional.instance_norm(self.cls1(torch.cat([*heads, image_detail, maps, told], dim=1))))
+        heads = torch.cat([head(level) for head, level in zip(self.mlahead, levels, strict=True)], dim=1)
+        x = self.aggregate(heads, torch.cat([image_detail, maps, told], dim=1))
+        x = functional.relu(functional.instance_norm(x))
         x = x + functional.relu(self.cls2(x))
         voxels = 2 * cells
         coarse = self.coarse(x)
         coarse = functional.interpolate(coarse, size=(voxels, voxels, voxels), mode="trilinear", align_corners=True)
         return coarse + depth_to_space(self.detail(torch.cat([x, image_detail], dim=1))), semantic
+
+    def aggregate(self, heads: Tensor, fine: Tensor) -> Tensor:
+        """cls1 over the heads (B, 4 C, T, T, T), upsampled, and what is fine already (B, F, half, half, half)."""
+        levels, weight = heads.shape[1], self.cls1.weight
+        taps = self.taps
+        if heads.shape[-1] != taps.shape[1] // 3:  # training on a smaller region
+            taps = tap_matrix(heads.shape[-1], fine.shape[-1])
+        x = functional.conv3d(fine, weight[:, levels:], self.cls1.bias, padding=1)
+        return x + upsampled_conv(heads, weight[:, :levels], taps)
 
     def semantic_map(self, align_feat: Tensor, text_features: Tensor) -> Tensor:
         """(B, 1, T, T, T): scaled similarity to the foreground phrase minus that to the background phrase."""

@@ -16,6 +16,7 @@ from export.networks.build import build_tags  # noqa: E402
 from export.networks.encoder import depth_to_space, space_to_depth  # noqa: E402
 from export.networks.prompts import prompt_maps, sample  # noqa: E402
 from export.networks.stem import FoldedStem, fold  # noqa: E402
+from export.networks.upsampled import tap_matrix, upsampled_conv  # noqa: E402
 
 
 @pytest.mark.parametrize("patch", [SMALL.patch, VIT_B.patch])
@@ -78,6 +79,14 @@ def test_extra_columns_equal_added_relative_positions_and_the_shift_mask(shifted
 
     sides = shift_sides(tokens, window).double() if shifted else None
     assert torch.allclose(attention(x, sides), attention.proj(expected), atol=1e-9)
+
+
+def test_convolving_upsampled_channels_needs_no_upsampled_channels():
+    torch.manual_seed(7)
+    x, weight = torch.randn(2, 3, 4, 4, 4), torch.randn(5, 3, 3, 3, 3)
+    upsampled = functional.interpolate(x, size=(16, 16, 16), mode="trilinear", align_corners=True)
+    expected = functional.conv3d(upsampled, weight, padding=1)
+    assert torch.allclose(upsampled_conv(x, weight, tap_matrix(4, 16)), expected, atol=1e-4)
 
 
 def test_windows_and_sub_voxel_channels_are_undone_exactly():
