@@ -33,7 +33,7 @@ class Geometry:
     @property
     def spacing_zyx_mm(self) -> np.ndarray:
         """Distance between neighbours along each axis, (3,) mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.linalg.norm(self.affine[:3, :3], axis=0)  # type: ignore[no-any-return]
 
     @property
     def voxel_volume_mm3(self) -> float:
@@ -41,16 +41,16 @@ class Geometry:
 
     def to_lps_mm(self, index_zyx: np.ndarray) -> np.ndarray:
         """(N, 3) voxel indices z, y, x to (N, 3) LPS mm."""
-        return np.asarray(index_zyx, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return np.asarray(index_zyx, float) @ self.affine[:3, :3].T + self.affine[:3, 3]  # type: ignore[no-any-return]
 
     def to_index(self, points_lps_mm: np.ndarray) -> np.ndarray:
         """(N, 3) LPS mm to (N, 3) fractional voxel indices z, y, x."""
-        return np.asarray(points_lps_mm, float) @ self.inverse[:3, :3].T + self.inverse[:3, 3]
+        return np.asarray(points_lps_mm, float) @ self.inverse[:3, :3].T + self.inverse[:3, 3]  # type: ignore[no-any-return]
 
     def contains(self, points_lps_mm: np.ndarray) -> np.ndarray:
         """(N,) bool: the point lies inside some voxel of the grid (half a voxel beyond the outer centres counts)."""
         index = self.to_index(points_lps_mm)
-        return np.all((index >= -0.5) & (index <= np.array(self.shape_zyx) - 0.5), axis=1)
+        return np.all((index >= -0.5) & (index <= np.array(self.shape_zyx) - 0.5), axis=1)  # type: ignore[no-any-return]
 
     def crop(self, start_zyx: tuple[int, int, int], stop_zyx: tuple[int, int, int]) -> Geometry:
         """The sub-grid [start, stop) in the same place."""

@@ -16,6 +16,7 @@ class Mask:
     voxels: np.ndarray  # (D, H, W) bool
     geometry: Geometry
     score: float  # 0..1, mean foreground probability inside the mask; 0 when empty
+    complete: bool = True  # False: it was still growing when the permitted number of regions was used up
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape_zyx or self.voxels.dtype != bool:

@@ -19,13 +19,13 @@ class Prompts:
     target: str | None = None  # anatomy, such as "liver"
     points_lps_mm: np.ndarray = field(default_factory=_no_points)  # (N, 3)
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # (N,) 1 foreground, 0 background
-    boxes_lps_mm: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 3)))  # (M, 2, 3) opposite corners
+    boxes_lps_mm: np.ndarray = field(default_factory=lambda: np.zeros((0, 8, 3)))  # (M, 8, 3) corners, any order
     organ_mask: np.ndarray | None = None  # (D, H, W) bool on the source grid
     mask: np.ndarray | None = None  # (D, H, W) bool on the source grid, a previous mask
 
     @property
     def foreground_lps_mm(self) -> np.ndarray:
-        return self.points_lps_mm[self.labels == 1]
+        return self.points_lps_mm[self.labels == 1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,51 @@
+"""Where a tumour leaves its region of interest, and so where the next regions must be.
+
+A neighbour is shifted by half a region: what was found so far is its previous mask, and half of it is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.domain.components import attached
+from service.domain.geometry import Geometry
+from service.domain.prompts import Prompts
+from service.domain.restore import Tile
+from service.domain.roi import Corner, Lattice
+
+MAX_ROIS = 27  # a cube of 3 x 3 x 3 half-shifted regions: 256 mm at 1 mm, larger than any tumour measured so far
+BORDER_VOX = 2  # a mask that comes this near to the border goes on beyond it
+
+
+def neighbours(
+    tile: Tile,
+    tiles: Sequence[Tile],
+    lattice: Lattice,
+    source: Geometry,
+    *,
+    prompts: Prompts,
+    previous: np.ndarray | None,
+) -> list[Corner]:
+    """Corners of the regions into which the tumour found in `tile` goes on.
+
+    A face counts when the tumour (not a look-alike) touches it, the source goes on beyond it, and no other of the
+    `tiles` has that part of the tumour in its interior.
+    Args: previous: (S, S, S) bool, the previous mask that the tile was decoded with.
+    """
+    size, roi, corner = lattice.size, lattice.roi(tile.corner), np.array(tile.corner)
+    found = attached(tile.logits > 0, roi, prompts, previous)
+    interiors = [np.array(other.corner) - corner for other in tiles if other is not tile]
+    leaving: list[Corner] = []
+    for axis in range(3):
+        for side, start in ((-1, 0), (1, size - BORDER_VOX)):
+            layer = np.argwhere(found.take(range(start, start + BORDER_VOX), axis)) + start * np.eye(3, dtype=int)[axis]
+            for low in interiors:
+                seen = np.all((layer >= low + BORDER_VOX) & (layer < low + size - BORDER_VOX), axis=1)
+                layer = layer[~seen]
+            outward = side * np.eye(3, dtype=int)[axis]
+            if len(layer) and source.contains(roi.to_lps_mm(layer + BORDER_VOX * outward)).any():
+                z, y, x = (corner + size // 2 * outward).tolist()
+                leaving.append((z, y, x))
+    return leaving
