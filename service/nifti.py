@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from service.domain.geometry import Geometry
 from service.domain.mask import Mask
@@ -26,8 +27,10 @@ FOREGROUND = 0.5  # label maps start at 1, probabilities cross one half
 MAX_VOXELS = 1024 * 1024 * 1024  # of a mask that is read: a small gzip stream may inflate to anything
 GZIP_LEVEL = 4  # a mask is almost all zeros; higher levels only take longer
 SHEAR_TOLERANCE = 1e-4  # cosine between axes; qform cannot hold more
-READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, KeyError, OverflowError,
-               struct.error, zlib.error)  # fmt: skip
+READ_ERRORS = (
+    ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, TypeError, KeyError,
+    OverflowError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def write_nifti(mask: Mask) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -62,7 +63,7 @@ READ_TAGS = [
 ]  # fmt: skip
 # What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
 READ_ERRORS = (
-    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+    InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
     NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 

@@ -10,7 +10,6 @@ import re
 import unicodedata
 from importlib.metadata import version
 from io import BytesIO
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -20,14 +19,16 @@ from highdicom.seg import (
     SegmentationTypeValues,
     SegmentDescription,
 )
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.config import RAISE
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, validate_value
 
 from contract.bundle import Bundle
 from service.dicom.codes import segment_codes
-from service.dicom.header import READ_ERRORS
+from service.dicom.header import READ_ERRORS, Header
 from service.dicom.series import Series
 from service.domain.mask import Mask
 from service.errors import NothingFound, SegEncodingFailed
@@ -39,6 +40,8 @@ CONTENT_LABEL = "RESEARCH_ONLY"  # CS: 16 capitals at most
 CONTENT_DESCRIPTION = "Research use only, not for diagnosis or treatment"
 SERIES_NUMBER_BASE = 9000  # modalities number their series far below
 LO_LENGTH = 64  # characters of a Long String, PS3.5 6.2
+CHECKED_VRS = {"AE", "AS", "CS", "DA", "DT", "LO", "SH", "TM"}
+_CHARACTER_SETS = {known.value for known in hd.SpecificCharacterSetValues}
 TYPE_2 = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
@@ -58,8 +61,9 @@ def write_seg(series: Series, mask: Mask, *, text: str | None, target: str | Non
         raise SegEncodingFailed("The series has no FrameOfReferenceUID, which a DICOM SEG needs. Ask for nifti.")
     first, last = int(slices[0]), int(slices[-1]) + 1
     try:
-        sources = [_source_header(header.path) for header in series.headers[first:last]]
-        segmentation = _segmentation(series, sources, mask.voxels[first:last], text, target, bundle)
+        measures = _pixel_measures(series)
+        sources = [_source_header(header, measures) for header in series.headers[first:last]]
+        segmentation = _segmentation(series, sources, measures, mask.voxels[first:last], text, target, bundle)
         buffer = BytesIO()
         segmentation.save_as(buffer, enforce_file_format=True)
     except READ_ERRORS as error:
@@ -80,12 +84,16 @@ def segment_label(text: str | None, target: str | None) -> str:
 def _segmentation(
     series: Series,
     sources: list[Dataset],
+    measures: hd.PixelMeasuresSequence,
     voxels: np.ndarray,
     text: str | None,
     target: str | None,
     bundle: Bundle,
 ) -> Segmentation:
     label = segment_label(text, target)
+    _drop_invalid(sources[0])  # the one that patient and study attributes are copied from
+    patient_name = sources[0].PatientName
+    sources[0].PatientName = ""  # highdicom quotes unusual names in a warning; set below, unchanged
     segmentation = Segmentation(
         source_images=sources,
         pixel_array=voxels,
@@ -103,10 +111,11 @@ def _segmentation(
         content_label=CONTENT_LABEL,
         content_description=CONTENT_DESCRIPTION,
         contributing_equipment=[_equipment(bundle)],
-        pixel_measures=_pixel_measures(series),
+        pixel_measures=measures,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
+    segmentation.PatientName = patient_name
     segmentation.SegmentsOverlap = "NO"
     return segmentation
 
@@ -163,18 +172,49 @@ def _pixel_measures(series: Series) -> hd.PixelMeasuresSequence:
     )
 
 
-def _source_header(path: Path) -> Dataset:
-    """A source image without pixels, with what highdicom insists on: absent type 2 attributes become empty, and so
-    do values it would refuse to copy."""
-    dataset = dcmread(path, stop_before_pixels=True, force=True)
+def _source_header(header: Header, measures: hd.PixelMeasuresSequence) -> Dataset:
+    """A source image without pixels, with what highdicom insists on: absent type 2 attributes become empty."""
+    dataset = dcmread(header.path, stop_before_pixels=True, force=True)
     for keyword in TYPE_2:
         if not dataset.get(keyword):
             setattr(dataset, keyword, "")
-    if dataset.PatientSex not in ("M", "F", "O"):
-        dataset.PatientSex = ""
-    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
-        try:
-            kind(dataset[keyword].value)
-        except (ValueError, TypeError):
-            setattr(dataset, keyword, "")
+    dataset.SliceThickness = measures[0].SliceThickness
+    _settle_character_set(dataset)
     return dataset
+
+
+def _drop_invalid(dataset: Dataset) -> None:
+    """Empty or remove what would be copied into the result but breaks its own VR (PS3.5 6.2): the archive would
+    refuse our object for it. Patient name and ID stay whatever they are, since the object is filed under them."""
+    for element in list(dataset.group_dataset(0x0008)) + list(dataset.group_dataset(0x0010)) + [dataset["StudyID"]]:
+        if element.keyword not in ("PatientID", "Modality") and not _is_valid(element):
+            if element.keyword in TYPE_2:
+                element.value = ""
+            else:
+                del dataset[element.tag]
+
+
+def _is_valid(element: DataElement) -> bool:
+    if element.VR not in CHECKED_VRS or element.is_empty:
+        return True
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    try:
+        for value in values:
+            validate_value(element.VR, value, RAISE)
+            if element.VR in ("DA", "TM"):
+                (DA if element.VR == "DA" else TM)(value)
+    except (ValueError, TypeError):
+        return False
+    return element.keyword != "PatientSex" or element.value in ("M", "F", "O")
+
+
+def _settle_character_set(dataset: Dataset) -> None:
+    """Keep the character set; where highdicom does not know how it is written, an equal one, or else Unicode."""
+    stated = dataset.get("SpecificCharacterSet") or ()
+    named = [stated] if isinstance(stated, str) else [name or "ISO 2022 IR 6" for name in stated]  # C.12.1.1.2
+    if all(name in _CHARACTER_SETS for name in named):
+        if len(named) > 1:
+            dataset.SpecificCharacterSet = named
+    else:
+        dataset.decode()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
