@@ -43,12 +43,13 @@ def evaluate(
     cases: int = 50,
     roi: int = 128,
     threads: int = 2,
+    release: Annotated[Path | None, typer.Option(help="checkpoint to write for the export, with the figures")] = None,
 ) -> None:
     """Dice on held-out phantoms, beside the best sphere and the best region growing."""
     from training.evaluate import evaluate_checkpoint
 
     torch.set_num_threads(threads)
-    typer.echo(evaluate_checkpoint(checkpoint, out, cases=cases, roi=roi))
+    typer.echo(evaluate_checkpoint(checkpoint, out, cases=cases, roi=roi, release=release))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,31 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from contract.sizes import CONFIGURATIONS
 from contract.tensors import LABEL_FOREGROUND
 from export.networks.build import Tags, build_tags
 from training.baselines import best_region_growing, best_sphere, dice
-from training.loop import Plan, collate
+from training.loop import collate, save
 from training.phantoms import Phantom, make_phantom
 from training.recipe import HELD_OUT_SEED
 from training.simulate import Click, Sample, assemble, correcting_clicks, jittered_box
 
-Predict = Callable[[Sample], np.ndarray]
 
-
-def evaluate_checkpoint(checkpoint: Path, out: Path, *, cases: int, roi: int) -> str:
+def evaluate_checkpoint(checkpoint: Path, out: Path, *, cases: int, roi: int, release: Path | None) -> str:
     """Evaluate on `cases` held-out phantoms in regions of `roi` voxels; writes every case to `out`.
 
+    Args: release: where to write the checkpoint with the figures in its `meta` and without what only resuming needs.
     Returns: the summary as JSON text.
     """
     state = torch.load(checkpoint, weights_only=True)
-    model = build_tags(Plan(state["config"], roi=roi, batch=1, rate=0, seed=0).sizes).eval()
+    model = build_tags(CONFIGURATIONS[state["config"]]).eval()
     model.load_state_dict(state["state_dict"])
     rows = [evaluate_case(model, case, roi) for case in track(range(cases), "evaluating")]
-    summary = summarise(rows) | {"cases": cases, "roi": roi, "seed": HELD_OUT_SEED}
+    summary = {"data": "held-out phantoms", "cases": cases, "roi": roi, "seed": HELD_OUT_SEED} | summarise(rows)
     out.write_text(json.dumps({"summary": summary, "cases": rows}, indent=2) + "\n")
+    if release:
+        meta = state["meta"] | {"quality": summary}
+        save({"config": state["config"], "state_dict": state["state_dict"], "meta": meta}, release)
     return json.dumps(summary, indent=2)
 
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from contract.sizes import CONFIGURATIONS, Sizes
+from contract.sizes import CONFIGURATIONS
 from export.networks.build import Tags, build_tags
 from training.losses import soft_dice_loss, total_loss
 from training.recipe import meta
@@ -50,12 +50,6 @@ class Plan:
     minutes: float | None = None  # or wall-clock time over all sessions of the run
     freeze: bool = False  # train the decoder alone, on the encoder's and text embedder's fixed features
 
-    @property
-    def sizes(self) -> Sizes:
-        """The configuration at this stage's region; every parameter keeps its shape."""
-        sizes = CONFIGURATIONS[self.config]
-        return replace(sizes, roi=self.roi, tokens=self.roi // sizes.patch)
-
     def progress(self, step: int, minutes: float) -> float:
         """Share of the budget used, 0..1."""
         return min(1.0, step / self.steps if self.steps else minutes / (self.minutes or math.inf))
@@ -70,7 +64,7 @@ class Run:
     optimizer: torch.optim.AdamW
     step: int = 0
     minutes: float = 0.0
-    before: float = 0.0  # minutes of earlier stages
+    after: dict[str, Any] | None = None  # the training of the checkpoint that this stage started from, as its meta says
 
     def state(self, plan: Plan) -> dict[str, Any]:
         """The checkpoint: what the export reads (config, state_dict, meta) and what resuming needs (run)."""
@@ -80,8 +74,9 @@ class Run:
             "steps": self.step,
             "batch": plan.batch,
             "roi": plan.roi,
-            "hours": round((self.before + self.minutes) / 60, 2),
+            "hours": round(self.minutes / 60 + (self.after["hours"] if self.after else 0), 2),  # with earlier stages
             "hardware": f"{os.cpu_count()} CPU cores",
+            "after": self.after,
         }
         return {
             "config": plan.config,
@@ -93,7 +88,6 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "minutes": self.minutes,
-                "before": self.before,
             },
         }
 
@@ -128,13 +122,13 @@ def train(plan: Plan, out: Path, *, init: Path | None, resume: bool, save_every_
 def start(plan: Plan, init: Path | None) -> Run:
     """Fresh weights, or those of another stage."""
     model = build_tags(CONFIGURATIONS[plan.config])  # takes smaller regions, too: positions are cropped inside
-    before = 0.0
+    after = None
     if init is None:
         torch.nn.init.constant_(model.fusion_decoder.coarse.bias, FIRST_LOGIT)
     else:
         checkpoint = torch.load(init, weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
-        before = checkpoint["run"]["before"] + checkpoint["run"]["minutes"]
+        after = checkpoint["meta"]["training"]
     if plan.freeze:
         model.sam_encoder.requires_grad_(False)
         model.clip_text_embedder.requires_grad_(False)
@@ -143,7 +137,7 @@ def start(plan: Plan, init: Path | None) -> Run:
     for parameter in model.parameters():
         if parameter.ndim == 5:  # 3D convolutions run up to twice as fast on a CPU with channels last
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
-    return Run(model.train(), average, optimizer(model), before=before)
+    return Run(model.train(), average, optimizer(model), after=after)
 
 
 def restore(checkpoint: Path, plan: Plan) -> Run:
@@ -153,7 +147,11 @@ def restore(checkpoint: Path, plan: Plan) -> Run:
     run.model.load_state_dict(state["run"]["model"])
     run.optimizer.load_state_dict(state["run"]["optimizer"])
     return replace(
-        run, average=state["state_dict"], **{key: state["run"][key] for key in ("step", "minutes", "before")}
+        run,
+        average=state["state_dict"],
+        step=state["run"]["step"],
+        minutes=state["run"]["minutes"],
+        after=state["meta"]["training"].get("after"),
     )
 
 

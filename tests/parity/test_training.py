@@ -1,0 +1,139 @@
+"""The training loop on a tiny configuration: it learns, resumes to the same weights, and feeds the export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is in the export environment only")
+pytestmark = pytest.mark.torch
+
+from contract.intensity import IntensityRule  # noqa: E402
+from contract.sizes import CONFIGURATIONS, SMALL  # noqa: E402
+from training.evaluate import evaluate_checkpoint  # noqa: E402
+from training.loop import Plan, Run, advance, batches, collate, restore, save, schedule, start, train  # noqa: E402
+from training.losses import alignment_loss, mask_loss, soft_dice_loss  # noqa: E402
+from training.recipe import INTENSITY  # noqa: E402
+from training.simulate import make_sample  # noqa: E402
+
+TINY = replace(
+    SMALL, name="tiny", roi=32, tokens=4, width=32, depth=4, heads=1, window=4, adapter=16,
+    neck=16, aggregation=8, queries=2, prompt_mlp=32, text_width=16, text_depth=1,
+)  # fmt: skip
+PLAN = Plan(config="tiny", roi=32, batch=2, rate=3e-3, seed=4, steps=20)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setitem(CONFIGURATIONS, "tiny", TINY)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def batch_of(step: int) -> dict[str, torch.Tensor]:
+    return collate([make_sample(PLAN.seed, step * PLAN.batch + i, size=PLAN.roi) for i in range(PLAN.batch)])
+
+
+def steps(run: Run, first: int, last: int) -> None:
+    for step in range(first, last):
+        advance(run, batch_of(step), PLAN)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    whole = start(PLAN, None)
+    torch.manual_seed(0)
+    halted = start(PLAN, None)
+    steps(whole, 0, 4)
+    steps(halted, 0, 2)
+    save(halted.state(PLAN), tmp_path / "last.pt")
+    torch.manual_seed(99)  # the resumed process draws other initial weights, which must not matter
+    resumed = restore(tmp_path / "last.pt", PLAN)
+    steps(resumed, resumed.step, 4)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+        assert torch.equal(whole.average[name], resumed.average[name]), name
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again():
+    run, batch = start(PLAN, None), batch_of(0)
+    losses = [advance(run, batch, PLAN)["loss"] for _ in range(15)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_writes_a_checkpoint_that_the_export_can_read_and_a_log(tmp_path):
+    checkpoint = train(replace(PLAN, steps=2), tmp_path, init=None, resume=True)
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["config"] == "tiny"
+    assert {key: IntensityRule(**rule) for key, rule in state["meta"]["intensity"].items()} == INTENSITY
+    assert state["meta"]["training"]["steps"] == 2
+    assert state["meta"]["training"]["after"] is None
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [1, 2]
+
+    second = start(PLAN, checkpoint)
+    assert second.after == state["meta"]["training"]
+    assert torch.equal(second.model.fusion_decoder.coarse.weight, state["state_dict"]["fusion_decoder.coarse.weight"])
+
+    document = tmp_path / "quality.json"
+    evaluate_checkpoint(checkpoint, document, cases=2, roi=32, release=tmp_path / "release.pt")
+    summary = json.loads(document.read_text())["summary"]
+    release = torch.load(tmp_path / "release.pt", weights_only=True)
+    assert release["meta"]["quality"] == summary
+    assert set(release) == {"config", "state_dict", "meta"}
+    assert {"one_click", "three_clicks", "box", "sphere", "region_growing"} <= set(summary["mean_dice"])
+
+
+def test_batches_drawn_ahead_are_those_of_their_step():
+    drawn, expected = next(batches(PLAN, 3)), batch_of(3)
+    assert set(drawn) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(drawn[name], value)
+
+
+def test_a_frozen_encoder_stays_as_it_was():
+    plan = replace(PLAN, freeze=True)
+    run = start(plan, None)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    advance(run, batch_of(0), plan)
+    moved = {
+        name.split(".")[0] for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved == {"fusion_decoder"}
+
+
+def test_the_learning_rate_warms_up_and_then_falls_to_its_end():
+    rates = [schedule(progress) for progress in np.linspace(0, 1, 101)]
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+
+
+def test_progress_counts_steps_or_minutes():
+    assert replace(PLAN, steps=10).progress(5, 99.0) == 0.5
+    assert replace(PLAN, steps=None, minutes=10.0).progress(999, 2.5) == 0.25
+    assert replace(PLAN, steps=None, minutes=10.0).progress(0, 11.0) == 1.0
+
+
+def test_a_perfect_mask_costs_nothing_and_the_opposite_much():
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., 2:6, 2:6, 2:6] = 1
+    certain = 40 * (2 * target - 1)
+    assert float(mask_loss(certain, target)) == pytest.approx(0, abs=1e-4)
+    assert float(soft_dice_loss(-certain, target)) > 0.9
+
+
+def test_alignment_ignores_samples_without_text():
+    target = torch.zeros(2, 1, 8, 8, 8)
+    target[0, 0, :4, :4, :4] = 1
+    similarity = torch.full((2, 1, 2, 2, 2), -5.0)
+    similarity[0, 0, 0, 0, 0] = 5.0
+    only_first = alignment_loss(similarity, target, torch.tensor([[1.0], [0.0]]))
+    similarity[1] = 5.0  # wrong, but its text does not count
+    assert torch.equal(only_first, alignment_loss(similarity, target, torch.tensor([[1.0], [0.0]])))
+    assert float(only_first) < 0.02
+    assert float(alignment_loss(similarity, target, torch.zeros(2, 1))) == 0
