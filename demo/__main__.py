@@ -64,7 +64,8 @@ def main() -> int:
     except (AnswerRefused, WrongGrid, ServiceDidNotStart, httpx.HTTPError) as error:
         console.print(f"[red]{error or type(error).__name__}[/red]")
         return 1
-    console.print(table(phantom, outcomes, bundle))
+    console.print(results(phantom, outcomes, bundle))
+    console.print(times(outcomes))
     console.print(f"SEG, NIfTI, PNG and JSON of each prompt: {OUT}\nResearch use only. Not for diagnosis or treatment.")
     return 0
 
@@ -101,22 +102,30 @@ def ask(client: httpx.Client, upload: bytes, name: str, document: dict[str, Any]
     return Outcome(name, mask, json.loads(files["tumour.json"]), seconds, stage_ms(answer))
 
 
-def table(phantom: Phantom, outcomes: list[Outcome], bundle: str) -> Table:
-    result = Table(title=f"bundle {bundle}; the tumour has {phantom.volume_ml:.1f} ml")
-    for heading in ("prompt", "Dice", "found", "diameter", "score", "seconds", "stages, ms"):
-        result.add_column(heading, justify="left" if heading in ("prompt", "stages, ms") else "right")
+def results(phantom: Phantom, outcomes: list[Outcome], bundle: str) -> Table:
+    table = Table(title=f"bundle {bundle}; the tumour has {phantom.volume_ml:.1f} ml")
+    for heading in ("prompt", "Dice", "found", "diameter", "score"):
+        table.add_column(heading, justify="left" if heading == "prompt" else "right")
     for outcome in outcomes:
         found = outcome.found
-        result.add_row(
+        table.add_row(
             outcome.prompt,
             f"{dice(outcome.mask, phantom.tumour):.3f}",
             f"{found['volume_ml']:.1f} ml",
             f"{found['max_diameter_mm'] or 0:.0f} mm",
             f"{found['score']:.2f}",
-            f"{outcome.seconds:.1f}",
-            " ".join(f"{name} {milliseconds:.0f}" for name, milliseconds in outcome.stages_ms.items()),
         )
-    return result
+    return table
+
+
+def times(outcomes: list[Outcome]) -> Table:
+    """Stage by stage, as `Server-Timing` says, and the whole as the client saw it."""
+    table = Table("ms", *(outcome.prompt for outcome in outcomes), title="stage times")
+    stages = dict.fromkeys(name for outcome in outcomes for name in outcome.stages_ms)
+    for name in stages:
+        table.add_row(name, *(f"{outcome.stages_ms.get(name, 0):.0f}" for outcome in outcomes))
+    table.add_row("request", *(f"{1000 * outcome.seconds:.0f}" for outcome in outcomes))
+    return table
 
 
 if __name__ == "__main__":
