@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from contract.sizes import CONFIGURATIONS
 from contract.tensors import LABEL_FOREGROUND
@@ -50,21 +50,23 @@ def evaluate_case(model: Tags, case: int, roi: int) -> dict[str, Any]:
     truth, finding = phantom.tumour, f"{phantom.organ_name} tumour"
     click: Click = (rng.choice(np.argwhere(truth)).astype(float), LABEL_FOREGROUND)
     one_click = assemble(phantom, truth, clicks=[click])
-    first = predict(model, one_click)
+    features = encode(model, one_click)
+    first = decode(model, features, one_click)
     more = [click, *correcting_clicks(truth, first, 2, rng)]
     samples = {
         "three_clicks": assemble(phantom, truth, clicks=more, previous=first),
         "box": assemble(phantom, truth, box=jittered_box(truth, rng)),
         "click_text": assemble(phantom, truth, clicks=[click], finding=finding),
-        "click_organ": assemble(phantom, truth, clicks=[click], organ=phantom.organ),
         "text": assemble(phantom, truth, finding=finding),
     }
+    with_organ = assemble(phantom, truth, clicks=[click], organ=phantom.organ)
     return {
         **description(phantom, case),
         "sphere": best_sphere(truth, click[0]),
         "region_growing": best_region_growing(one_click.image[0], truth, click[0]),
         "one_click": dice(first, truth),
-        **{name: dice(predict(model, sample), truth) for name, sample in samples.items()},
+        **{name: dice(decode(model, features, sample), truth) for name, sample in samples.items()},
+        "click_organ": dice(decode(model, encode(model, with_organ), with_organ), truth),
     }
 
 
@@ -73,11 +75,20 @@ def description(phantom: Phantom, case: int) -> dict[str, Any]:
     return {"case": case, "modality": phantom.modality, "organ": phantom.organ_name, "voxels": voxels}
 
 
-def predict(model: Tags, sample: Sample) -> np.ndarray:
-    """(S, S, S) bool mask of the network alone, without post-processing."""
+def encode(model: Tags, sample: Sample) -> tuple[Tensor, ...]:
+    """The features of the sample's image and organ mask: the same for every other prompt."""
     batch = collate([sample])
     with torch.inference_mode():
-        logits, _ = model(**{f.name: batch[f.name] for f in fields(Sample) if f.name != "target"})
+        return model.sam_encoder(batch["image"], batch["organ_mask"])
+
+
+def decode(model: Tags, features: tuple[Tensor, ...], sample: Sample) -> np.ndarray:
+    """(S, S, S) bool mask of the network alone, without post-processing."""
+    batch = collate([sample])
+    prompts = [batch[name] for name in ("point_coords", "point_labels", "mask_prompt", "use_text")]
+    with torch.inference_mode():
+        (text,) = model.clip_text_embedder(batch["input_ids"], batch["eot_index"])
+        logits, _ = model.fusion_decoder(*features, text, *prompts)
     return (logits[0, 0] > 0).numpy()
 
 
