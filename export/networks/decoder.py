@@ -31,8 +31,8 @@ class AggregationHead(nn.Module):
 class FusionDecoder(nn.Module):
     """Embeddings and placed prompts to mask logits. Cheap enough to run again for every click.
 
-    `cls` predicts a coarse logit per cell of the half grid, upsampled, plus a correction per voxel from the image at
-    full detail; the correction's weights start at zero (TAGS has the coarse logit only).
+    TAGS' coarse logit comes from `cls1`, instance-normalised, which evens out how much of the region lights up and with
+    it the tumour's size. So the prompt maps go round it, through `refine`, which has no norm and starts as no change.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -41,12 +41,14 @@ class FusionDecoder(nn.Module):
         self.prompt_encoder = PromptEncoder(sizes)
         self.mlahead = nn.ModuleList(AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS))
         channels = sizes.aggregation
-        # Over the levels upsampled to the half grid, the image at full detail, the prompt maps and the semantic map
-        self.cls1 = nn.Conv3d(FEATURE_LEVELS * channels + SUB_VOXELS + PROMPT_MAPS + 1, channels, 3, padding=1)
-        self.cls2 = nn.Conv3d(channels, channels, 3, padding=1)
+        # Over the levels upsampled to the half grid, the image at full detail and the semantic map
+        self.cls1 = nn.Conv3d(FEATURE_LEVELS * channels + SUB_VOXELS + 1, channels, 3, padding=1)
         self.coarse = nn.Conv3d(channels, 1, 3, padding=1)
+        self.refine1 = nn.Conv3d(channels + SUB_VOXELS + PROMPT_MAPS, channels, 3, padding=1)
+        self.refine2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.local = nn.Conv3d(channels, 1, 3, padding=1)
         self.detail = nn.Conv3d(channels + SUB_VOXELS, SUB_VOXELS, 3, padding=1)
-        for module in (self.cls2, self.detail):
+        for module in (self.local, self.detail):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
         self.register_buffer("taps", tap_matrix(sizes.tokens, sizes.half).clone(), persistent=False)
@@ -77,13 +79,15 @@ class FusionDecoder(nn.Module):
         )
         told = functional.interpolate(told, size=(cells, cells, cells), mode="trilinear", align_corners=False)
         heads = torch.cat([head(level) for head, level in zip(self.mlahead, levels, strict=True)], dim=1)
-        x = self.aggregate(heads, torch.cat([image_detail, maps, told], dim=1))
-        x = functional.relu(functional.instance_norm(x))
-        x = x + functional.relu(self.cls2(x))
+        trunk = self.aggregate(heads, torch.cat([image_detail, told], dim=1))
+        trunk = functional.relu(functional.instance_norm(trunk))
+        x = functional.relu(self.refine1(torch.cat([trunk, image_detail, maps], dim=1)))
+        x = functional.relu(self.refine2(x))
         voxels = 2 * cells
-        coarse = self.coarse(x)
-        coarse = functional.interpolate(coarse, size=(voxels, voxels, voxels), mode="trilinear", align_corners=True)
-        return coarse + depth_to_space(self.detail(torch.cat([x, image_detail], dim=1))), semantic
+        logits = functional.interpolate(
+            self.coarse(trunk) + self.local(x), size=(voxels, voxels, voxels), mode="trilinear", align_corners=True
+        )
+        return logits + depth_to_space(self.detail(torch.cat([x, image_detail], dim=1))), semantic
 
     def aggregate(self, heads: Tensor, fine: Tensor) -> Tensor:
         """cls1 over the heads (B, 4 C, T, T, T), upsampled, and what is fine already (B, F, half, half, half)."""
