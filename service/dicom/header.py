@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -63,8 +63,8 @@ READ_TAGS = [
 ]  # fmt: skip
 # What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
 READ_ERRORS = (
-    InvalidDicomError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError,
-    NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+    IndexError, NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def read_header(path: Path) -> Header | NotUsed:
     try:
         return _unused(dataset) or _header(path, dataset, remaining)
     except READ_ERRORS:
-        return NotUsed("unreadable", _uid(dataset, "SeriesInstanceUID"))
+        return NotUsed("unreadable", _text(dataset, "SeriesInstanceUID"))
 
 
 def _looks_like_dicom(dataset: Dataset) -> bool:
@@ -141,7 +141,7 @@ def _looks_like_dicom(dataset: Dataset) -> bool:
 def _unused(dataset: Dataset) -> NotUsed | None:
     """Why this object is no image of a volume; None when it is one."""
     sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    series_instance_uid = _uid(dataset, "SeriesInstanceUID")
+    series_instance_uid = _text(dataset, "SeriesInstanceUID")
 
     def because(reason: str) -> NotUsed:
         return NotUsed(reason, series_instance_uid)
@@ -156,7 +156,7 @@ def _unused(dataset: Dataset) -> NotUsed | None:
         # An image of another modality has rows; a report, a plan or a presentation state has none.
         derived = "SecondaryCapture" in _keyword(sop_class) or "Segmentation" in _keyword(sop_class)
         return because("other-modality" if "Rows" in dataset and not derived else "other-object")
-    if not series_instance_uid or not _uid(dataset, "StudyInstanceUID"):
+    if not series_instance_uid or not _text(dataset, "StudyInstanceUID"):
         return because("no-uid")
     if "LOCALIZER" in _texts(dataset, "ImageType"):
         return because("localizer")
@@ -171,18 +171,17 @@ def _unused(dataset: Dataset) -> NotUsed | None:
 
 def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
     meta = dataset.file_meta
-    bits_allocated = _integer(dataset, "BitsAllocated") or 16
+    bits_allocated = _integer(dataset, "BitsAllocated") or 0
     bits_stored = _integer(dataset, "BitsStored") or bits_allocated
     rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
     transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or _guessed_transfer_syntax(dataset))
     padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
-    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     return Header(
         path=path,
-        sop_instance_uid=_uid(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
-        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
-        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
-        frame_of_reference_uid=_uid(dataset, "FrameOfReferenceUID"),
+        sop_instance_uid=_text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
+        series_instance_uid=_text(dataset, "SeriesInstanceUID"),
+        study_instance_uid=_text(dataset, "StudyInstanceUID"),
+        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
         modality=MODALITY_OF[dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID],
         transfer_syntax_uid=transfer_syntax_uid,
         position_lps_mm=_numbers(dataset, "ImagePositionPatient", 3),
@@ -197,11 +196,11 @@ def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
         high_bit=bits_stored - 1 if (high := _integer(dataset, "HighBit")) is None else high,
         signed=_integer(dataset, "PixelRepresentation") == 1,
         padding=tuple(value for value in padding if value is not None),
-        slope=1.0 if slope is None else slope,
-        intercept=0.0 if intercept is None else intercept,
-        body_part=str(dataset.get("BodyPartExamined") or "").strip().upper(),
+        slope=_rescale(dataset, "RescaleSlope", absent=1.0),
+        intercept=_rescale(dataset, "RescaleIntercept", absent=0.0),
+        body_part=_text(dataset, "BodyPartExamined").upper(),
         complete=_is_complete(transfer_syntax_uid, remaining_bytes, rows * columns * bits_allocated // 8),
-        discriminators=tuple((name, repr(dataset.get(name))) for name in DISCRIMINATORS),
+        discriminators=tuple((name, repr(_value(dataset, name))) for name in DISCRIMINATORS),
     )
 
 
@@ -224,12 +223,12 @@ def _keyword(sop_class: str) -> str:
     return UID(sop_class).keyword
 
 
-def _uid(dataset: Dataset, name: str) -> str:
-    return str(dataset.get(name) or "").strip()
+def _text(dataset: Dataset, name: str) -> str:
+    return str(_value(dataset, name) or "").strip()
 
 
 def _texts(dataset: Dataset, name: str) -> tuple[str, ...]:
-    value = dataset.get(name) or ()
+    value = _value(dataset, name) or ()
     values: Iterable[Any] = (value,) if isinstance(value, str) else value
     return tuple(str(text).strip().upper() for text in values)
 
@@ -251,6 +250,14 @@ def _number(dataset: Dataset, name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _rescale(dataset: Dataset, name: str, *, absent: float) -> float:
+    """NaN, not a default, for a value that is there but no number: decoding then refuses the image."""
+    number = _number(dataset, name)
+    if number is not None:
+        return number
+    return absent if name not in dataset or _value(dataset, name) == "" else math.nan
+
+
 def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
     """Exactly `count` finite numbers, else ()."""
     try:
@@ -263,5 +270,5 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
 def _value(dataset: Dataset, name: str) -> Any:
     try:
         return dataset.get(name)
-    except (ValueError, TypeError, OverflowError):  # pydicom converts on access
+    except READ_ERRORS:  # pydicom converts on access
         return None

@@ -66,7 +66,10 @@ def read_series(files: Sequence[Path], *, series_instance_uid: str | None, limit
         raise VolumeTooLarge(f"The series has {len(headers)} images; at most {limits.max_instances} are accepted.")
     if (voxels := sum(header.voxels for header in headers)) > limits.max_voxels:
         raise VolumeTooLarge(f"The series has {voxels} voxels; at most {limits.max_voxels} are accepted.")
-    _check_complete(headers)
+    unreadable = sum(
+        e.reason == "unreadable" and e.series_instance_uid == headers[0].series_instance_uid for e in unused
+    )
+    _check_complete(headers, unreadable)
     check_transfer_syntaxes(headers)
     distinct = _without_copies(headers)
     ordered, geometry = stack(distinct)
@@ -127,12 +130,15 @@ def _nothing_usable(unused: Sequence[NotUsed]) -> TagsError:
     return NoUsableSeries(f"Nothing in the upload forms a volume: {told}.", set_aside=set_aside)
 
 
-def _check_complete(headers: Sequence[Header]) -> None:
-    damaged = sum(not (header.complete and header.voxels and header.sop_instance_uid) for header in headers)
+def _check_complete(headers: Sequence[Header], unreadable: int) -> None:
+    """A damaged image is never just left out: at either end of the stack nobody would notice."""
+    damaged = unreadable + sum(
+        not (h.complete and h.voxels and h.bits_allocated and h.sop_instance_uid) for h in headers
+    )
     if damaged:
         raise DamagedPixelData(
-            f"{damaged} of {len(headers)} images have no pixel data, or their files end too early. "
-            "Fetch the series again from its source."
+            f"{damaged} of {len(headers) + unreadable} images have no pixel data, or their files are damaged or end too "
+            "early. Fetch the series again from its source."
         )
 
 

@@ -19,6 +19,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    RLELossless,
 )
 
 from service.dicom.header import READ_ERRORS, Header
@@ -27,6 +28,8 @@ from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
 _PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+# pydicom's own RLE decoder: on a broken stream the compiled one panics with a BaseException that nothing may catch.
+_PLUGIN = {str(RLELossless): "pydicom"}
 DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, BufferError)
 
 
@@ -61,11 +64,18 @@ def read_voxels(header: Header) -> np.ndarray:
         for keyword, value in _PIXEL_MODULE.items():  # the header was accepted without them
             dataset.setdefault(keyword, value)
         decoder = get_decoder(UID(header.transfer_syntax_uid))
-        stored, _ = decoder.as_array(dataset, raw=True, correct_unused_bits=False)  # type: ignore[arg-type]
+        stored, _ = decoder.as_array(
+            dataset,
+            raw=True,
+            decoding_plugin=_PLUGIN.get(header.transfer_syntax_uid, ""),
+            correct_unused_bits=False,  # type: ignore[arg-type]
+        )
     except DECODE_ERRORS as error:
         raise DamagedPixelData("The pixel data of an image are absent, too short, or cannot be decoded.") from error
     if stored.shape != (header.rows, header.columns) or stored.dtype.kind not in "iu":
         raise DamagedPixelData("An image decodes to another size than its header states.")
+    if not 1 <= header.bits_stored <= header.high_bit + 1 <= stored.dtype.itemsize * 8:
+        raise DamagedPixelData("BitsStored and HighBit of an image do not fit its pixels.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
     voxels: np.ndarray = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)

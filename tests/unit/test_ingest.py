@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import shutil
@@ -29,6 +30,7 @@ from service.errors import (
     NotDicom,
     NoUsableSeries,
     SeveralSeries,
+    TagsError,
     UnknownSeries,
     UnsupportedModality,
     UnsupportedTransferSyntax,
@@ -210,6 +212,22 @@ def test_a_broken_compressed_stream_is_refused_when_it_is_read(tmp_path, transfe
         read(phantom.paths).read(0, 5)
 
 
+@pytest.mark.parametrize("transfer_syntax", [*NATIVE, RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_damage_anywhere_is_answered_by_a_refusal_never_by_a_crash(tmp_path, transfer_syntax):
+    """A compiled RLE decoder once panicked here, past every `except Exception`."""
+    phantom = write_ct_series(tmp_path, shape_zyx=(3, 40, 48), transfer_syntax=transfer_syntax)
+    whole = phantom.paths[1].read_bytes()
+    random = np.random.default_rng(3)
+    for attempt in range(40):
+        damaged = bytearray(whole)
+        for position in random.integers(0, len(whole) if attempt % 2 else 1200, 8):
+            damaged[position] = random.integers(256)
+        phantom.paths[1].write_bytes(damaged[: random.integers(len(whole))] if attempt % 4 == 0 else damaged)
+        with contextlib.suppress(TagsError):
+            series = read(phantom.paths, phantom.series_instance_uid)
+            assert np.isfinite(series.read(0, len(series.headers)).voxels).all()
+
+
 def test_images_without_pixel_data_are_refused(tmp_path):
     phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=lambda d, i: d.pop("PixelData"))
     with pytest.raises(DamagedPixelData, match="5 of 5"):
@@ -228,6 +246,22 @@ def test_a_transfer_syntax_without_decoder_is_refused_by_name(tmp_path):
         group = int.from_bytes(grown[140:144], "little") + 2
         path.write_bytes(grown[:140] + group.to_bytes(4, "little") + grown[144:])
     with pytest.raises(UnsupportedTransferSyntax, match="JPEG Extended"):
+        read(phantom.paths)
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_a_rescale_that_is_no_number_is_refused_not_ignored(tmp_path, name):
+    paths = write_ct_series(tmp_path, shape_zyx=SMALL, change=lambda d, i: d.add_new(name, "LO", "CANARY")).paths
+    with pytest.raises(DamagedPixelData, match="Rescale"):
+        read(paths).read(0, 1)
+
+
+def test_a_damaged_header_is_not_just_left_out(tmp_path):
+    """The last slice, where its absence would show nowhere: BitsAllocated has an unknown value representation."""
+    phantom = write_ct_series(tmp_path, shape_zyx=SMALL)
+    content = phantom.paths[4].read_bytes()
+    phantom.paths[4].write_bytes(content.replace(b"\x28\x00\x00\x01US", b"\x28\x00\x00\x01Uz"))
+    with pytest.raises(DamagedPixelData, match="1 of 5 images"):
         read(phantom.paths)
 
 
