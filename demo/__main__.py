@@ -47,7 +47,7 @@ def main() -> int:
     with console.status("making a CT series with a known tumour"):
         phantom = write_phantom(OUT / "series")
         upload = zipped(phantom.directory)
-        write_examples(phantom, upload)
+        write_examples(OUT, phantom, upload)
     prompts = {
         "click": {"points": [{"lps_mm": phantom.click_lps_mm}]},
         "box": {"boxes": [{"lps_mm": phantom.box_lps_mm}]},
@@ -70,13 +70,13 @@ def main() -> int:
     return 0
 
 
-def write_examples(phantom: Phantom, upload: bytes) -> None:
+def write_examples(directory: Path, phantom: Phantom, upload: bytes) -> None:
     """What the README's examples send: the series as a ZIP, and two series in one folder and one ZIP."""
-    both = OUT / "two_series"
+    both = directory / "two_series"
     shutil.copytree(phantom.directory, both / "1")
     write_second_series(both / "2", phantom)
-    (OUT / "series.zip").write_bytes(upload)
-    (OUT / "two_series.zip").write_bytes(zipped(both))
+    (directory / "series.zip").write_bytes(upload)
+    (directory / "two_series.zip").write_bytes(zipped(both))
 
 
 def ask(client: httpx.Client, upload: bytes, name: str, document: dict[str, Any], grid: Grid) -> Outcome:

@@ -1,0 +1,64 @@
+"""The documentation cannot fall behind: dependencies, settings, decisions and links are held to what they describe."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
+NAME = re.compile(r"^[A-Za-z0-9-]+")
+
+
+def dependency_names() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [project["dependencies"], *project["optional-dependencies"].values()]
+    return {NAME.match(requirement)[0] for requirements in listed for requirement in requirements}
+
+
+def setting_row(name: str) -> str:
+    """The row of docs/settings.md for a field. A path of this checkout is shown by its name."""
+    field = Settings.model_fields[name]
+    default = "" if field.default is None else field.default
+    shown = default.name if isinstance(default, Path) else str(default)
+    return f"| `TAGS_{name.upper()}` | {f'`{shown}`' if shown else ''} | {' '.join(field.description.split())} |"
+
+
+def test_each_dependency_has_one_line_of_reason_and_no_other_is_listed():
+    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", (DOCS / "decisions" / "dependencies.md").read_text(), re.M)
+    assert sorted(name for name, _ in rows) == sorted(dependency_names())
+    assert all(len(reason) > 5 for _, reason in rows)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_each_setting_is_in_the_documentation_as_it_stands(name):
+    assert setting_row(name) in (DOCS / "settings.md").read_text().splitlines()
+
+
+def test_no_setting_is_documented_that_is_not_there():
+    documented = re.findall(r"^\| `TAGS_(\w+)`", (DOCS / "settings.md").read_text(), re.M)
+    assert {name.lower() for name in documented} == set(Settings.model_fields)
+
+
+def test_each_decision_is_in_the_index():
+    index = (DOCS / "decisions" / "README.md").read_text()
+    assert all(f"({page.name})" in index for page in (DOCS / "decisions").glob("[0-9]*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_inside_the_repository_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_the_start_page_says_research_use_only_and_how_to_begin():
+    text = (ROOT / "README.md").read_text()
+    assert "Research use only. Not for diagnosis or treatment." in text
+    assert all(command in text for command in ("make demo", "make test", "make serve", ".ci/run"))
