@@ -137,8 +137,8 @@ def _check_complete(headers: Sequence[Header], unreadable: int) -> None:
     )
     if damaged:
         raise DamagedPixelData(
-            f"{damaged} of {len(headers) + unreadable} images have no pixel data, or their files are damaged or end too "
-            "early. Fetch the series again from its source."
+            f"{damaged} of {len(headers) + unreadable} images have no pixel data, or their files are damaged or end "
+            "too early. Fetch the series again from its source."
         )
 
 
