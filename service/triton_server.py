@@ -191,9 +191,8 @@ def run_triton(bundle: Bundle, directory: Path, ports: Ports) -> int:
         server.start()
         process = server.process
         assert process is not None
-        print(
-            f"Triton serves {bundle.identity} on {server.url} (HTTP {ports.http}, metrics {ports.metrics})", flush=True
-        )
+        print(f"Triton serves {bundle.identity} on {server.url} (gRPC); HTTP {ports.http}, metrics {ports.metrics}")
+        print(f"use it with: TAGS_ENGINE=triton TAGS_TRITON_URL={server.url} tags serve", flush=True)
         status = process.wait()
     except TritonUnavailable:
         if not asked_to_stop:
