@@ -9,11 +9,15 @@ matrices average when the ROI is coarser than the source. Decision: docs/decisio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from math import ceil
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from service.domain.geometry import Geometry
 
+AVERAGE_ABOVE = 1.5  # grid voxels per ROI voxel from which picking single ones would alias
 SKEW_TOLERANCE_VOX = 0.05  # rounding of direction cosines, summed up across a grid
 
 
@@ -31,8 +35,9 @@ class Alignment:
 
     @property
     def width(self) -> np.ndarray:
-        """(3,) grid voxels that one ROI voxel spans, at least 1: how far to average."""
-        return np.maximum(1, 1 / np.abs(self.scale))  # type: ignore[no-any-return]
+        """(3,) grid voxels to average over for one ROI voxel; 0: interpolate only."""
+        spanned = 1 / np.abs(self.scale)
+        return np.where(spanned > AVERAGE_ABOVE, spanned, 0.0)
 
     def in_roi(self, axis: int, index: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """(K, N) ROI coordinates of N indices on grid axis 1 or 2, in each of K slices. K is 1 without shear."""
@@ -85,6 +90,7 @@ def slab_onto_roi(slab: np.ndarray, start: int, alignment: Alignment) -> np.ndar
     Beyond the grid its border voxels are repeated (`inside` says where).
     Args: slab: (K, H, W). Returns: (S, S, S) float32.
     """
+    _one_blas_thread()
     first, stop = alignment.slices_needed()
     slices = np.arange(start, start + slab.shape[0])
     row_weights, rows = _in_plane(alignment, 1, slices)
@@ -109,6 +115,7 @@ def onto_box(
 
     Args: values: (S, S, S) float32. Returns: float32 with the shape of `box`.
     """
+    _one_blas_thread()
     alignment = align(grid, roi)
     slices, rows, columns = (np.arange(side.start, side.stop) for side in box)
     values = values.transpose(alignment.axes)  # to the order slices, rows, columns
@@ -132,15 +139,28 @@ def inside(grid: Geometry, roi: Geometry) -> np.ndarray:
     return np.broadcast_to(within, roi.shape_zyx)
 
 
-def linear_weights(coordinates: np.ndarray, count: int, width: float = 1.0) -> np.ndarray:
-    """Weights of `count` samples at given coordinates: linear between neighbours, a triangle of `width` when averaging.
+def linear_weights(coordinates: np.ndarray, count: int, width: float = 0.0) -> np.ndarray:
+    """Weights of `count` samples at given coordinates: linear interpolation, or its mean over `width` samples around.
 
-    Beyond the ends the last sample counts.
+    Beyond the ends the last sample is repeated, and linear slopes stay exact.
     Args: coordinates: (..., N). Returns: (..., N, count) float32; rows sum to 1.
     """
-    clipped = np.clip(coordinates, 0, count - 1)
-    weights = np.maximum(0, 1 - np.abs(clipped[..., None] - np.arange(count)) / width).astype(np.float32)
-    return weights / weights.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    beyond = ceil(width / 2)
+    distance = np.clip(coordinates, 0, count - 1)[..., None] - np.arange(-beyond, count + beyond)
+    if width:
+        weights = (_hat_integral(distance + width / 2) - _hat_integral(distance - width / 2)) / width
+        weights[..., beyond] += weights[..., :beyond].sum(axis=-1)
+        weights[..., beyond + count - 1] += weights[..., beyond + count :].sum(axis=-1)
+        weights = weights[..., beyond : beyond + count]
+    else:
+        weights = np.maximum(0, 1 - np.abs(distance))
+    return weights.astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _hat_integral(t: np.ndarray) -> np.ndarray:
+    """Of the hat function max(0, 1 - |t|), from minus infinity."""
+    t = np.clip(t, -1, 1)
+    return 0.5 + t - np.sign(t) * t**2 / 2  # type: ignore[no-any-return]
 
 
 def _weights_inside(coordinates: np.ndarray, count: int) -> np.ndarray:
@@ -157,10 +177,18 @@ def _in_plane(alignment: Alignment, axis: int, slices: np.ndarray) -> tuple[np.n
 
 
 def _needed(coordinates: np.ndarray, width: float, count: int) -> tuple[int, int]:
-    """The samples [start, stop) within `width` of the coordinates, clipped to what there is."""
-    start = int(np.clip(np.floor(coordinates.min() - width) + 1, 0, count - 1))
-    stop = int(np.clip(np.ceil(coordinates.max() + width), start + 1, count))
+    """The samples [start, stop) that have weight at some coordinate, clipped to what there is; at least one."""
+    reach = 1 + width / 2
+    start = int(np.clip(np.floor(coordinates.min() - reach) + 1, 0, count - 1))
+    stop = int(np.clip(np.ceil(coordinates.max() + reach), start + 1, count))
     return start, stop
+
+
+@cache
+def _one_blas_thread() -> None:
+    """Keep numpy's products on the calling thread, once and for the whole process: they are small, requests run beside
+    each other, and on a busy machine OpenBLAS's own threads made them 100 times slower (measured: 250 against 2 ms)."""
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def _to_roi_axes(values: np.ndarray, alignment: Alignment) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
 
 from contract.bundle import Bundle
 from contract.intensity import IntensityRule
+from contract.sizes import Sizes
 from contract.tensors import LABEL_BACKGROUND, LABEL_BOX_MAX, LABEL_BOX_MIN, LABEL_FOREGROUND
 from service.domain.prompts import PlacedPrompts
 from service.errors import TagsError
@@ -25,6 +27,26 @@ FAKE_BUNDLE = Bundle(
     },
     targets=("liver", "kidney"),
     findings=("liver tumour", "kidney tumour", "tumour"),
+    trained=True,
+)
+
+
+class CoarseBundle(Bundle):
+    """FAKE_BUNDLE's field of view on an eighth of the voxels, for the many cases of a unit test."""
+
+    @property
+    def sizes(self) -> Sizes:
+        return replace(super().sizes, roi=64, tokens=8)
+
+
+COARSE_BUNDLE = CoarseBundle(
+    name="fake",
+    version="0",
+    configuration="small",
+    spacing_mm=2.0,
+    intensity=FAKE_BUNDLE.intensity,
+    targets=FAKE_BUNDLE.targets,
+    findings=FAKE_BUNDLE.findings,
     trained=True,
 )
 OFF = -6.0  # logit of what is not tumour
