@@ -20,6 +20,7 @@ from tests.conftest import require
 pytestmark = pytest.mark.slow
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+REQUEST_TIMEOUT_S = 300
 DOCUMENTED = "http://127.0.0.1:8080"
 
 
@@ -75,9 +76,13 @@ def test_an_example_gives_the_answer_that_the_readme_quotes(service, folder, blo
     require(shutil.which("curl") is not None, "curl is not installed")
     for example in block:
         command = example.command.replace(DOCUMENTED, str(service.base_url).rstrip("/"))
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command], cwd=folder, capture_output=True, text=True, timeout=600
-        )  # fmt: skip
+        done = subprocess.run(  # noqa: S603
+            ["/bin/bash", "-o", "pipefail", "-c", command],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=REQUEST_TIMEOUT_S,
+        )
         assert done.returncode == 0, done.stderr
         answered = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
         assert re.fullmatch(pattern(example.answer), answered), f"{example.command}\ngave\n{answered}"
