@@ -73,7 +73,7 @@ def _centre(mask: Mask, prompts: Prompts) -> np.ndarray:
         place = mask.geometry.to_index(prompts.boxes_lps_mm[0]).mean(axis=0)
     else:
         place = (shape - 1) / 2
-    return np.clip(np.rint(place), 0, shape - 1).astype(int)
+    return np.asarray(np.clip(np.rint(place), 0, shape - 1), int)
 
 
 def _slab(mask: Mask, centre_zyx: np.ndarray, geometry: Geometry) -> tuple[int, int]:

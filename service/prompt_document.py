@@ -18,10 +18,10 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from contract.tensors import POINTS
 from service.domain.geometry import Geometry
+from service.domain.place import check_prompts
 from service.domain.prompts import Prompts
-from service.errors import MalformedRequest, NoPrompts, PromptOutsideVolume, TooManyPrompts
+from service.errors import MalformedRequest, PromptOutsideVolume
 
 MAX_TEXT_CHARACTERS = 200  # CLIP reads 77 tokens; more would be cut off unseen
 MAX_TARGET_CHARACTERS = 64
@@ -126,19 +126,14 @@ def resolve(
     """The prompts in LPS mm.
 
     Args: organ_mask, mask: (D, H, W) bool on the series' grid.
-    Raises: NoPrompts; TooManyPrompts; PromptOutsideVolume naming the point or box, counted from 1, and the range.
+    Raises: NoPrompts; TooManyPrompts; MaskMismatch; PromptOutsideVolume naming the prompt, counted from 1, and the
+    range.
     """
     text = " ".join((document.text or "").split()) or None
     target = " ".join((document.target or "").lower().split()) or None
-    foreground = any(point.label == 1 for point in document.points)
-    if not (text or foreground or document.boxes or (mask is not None and mask.any())):
-        raise NoPrompts("add a text, a point with label 1, a box, or a mask that is not empty")
-    slots = len(document.points) + 2 * len(document.boxes)
-    if slots > POINTS:
-        raise TooManyPrompts(f"{slots} slots are needed, {POINTS} there are; a point takes one, a box two")
     points = [_point_lps_mm(point, number, series) for number, point in enumerate(document.points, 1)]
-    boxes = [_box_lps_mm(box, number, series.geometry) for number, box in enumerate(document.boxes, 1)]
-    return Prompts(
+    boxes = [_box_lps_mm(box, series.geometry) for box in document.boxes]
+    prompts = Prompts(
         text=text,
         target=target,
         points_lps_mm=np.array(points, float).reshape(-1, 3),
@@ -147,6 +142,8 @@ def resolve(
         organ_mask=organ_mask,
         mask=mask,
     )
+    check_prompts(prompts, series.geometry)
+    return prompts
 
 
 def _point_lps_mm(point: Point, number: int, series: SeriesForPrompts) -> np.ndarray:
@@ -177,18 +174,13 @@ def _point_lps_mm(point: Point, number: int, series: SeriesForPrompts) -> np.nda
     return place  # type: ignore[no-any-return]
 
 
-def _box_lps_mm(box: Box, number: int, geometry: Geometry) -> np.ndarray:
-    """(8, 3) corners in LPS mm. A box may reach beyond the series, but must overlap it."""
+def _box_lps_mm(box: Box, geometry: Geometry) -> np.ndarray:
+    """(8, 3) corners in LPS mm."""
     if box.index is not None:
         low, high = np.sort(np.array(box.index)[:, ::-1], axis=0)  # column, row, slice -> z, y, x
-        corners = geometry.to_lps_mm(_corners(low, high))
-    else:
-        low, high = np.sort(np.array(box.lps_mm), axis=0)
-        corners = _corners(low, high)
-    index = geometry.to_index(corners)
-    if np.any(index.max(axis=0) < -0.5) or np.any(index.min(axis=0) > np.array(geometry.shape_zyx) - 0.5):
-        raise PromptOutsideVolume(f"box {number} lies outside the series, which has {_range_of_indices(geometry)}")
-    return corners
+        return geometry.to_lps_mm(_corners(low, high))
+    low, high = np.sort(np.array(box.lps_mm), axis=0)
+    return _corners(low, high)
 
 
 def _corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:

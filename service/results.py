@@ -85,9 +85,14 @@ def format_named(name: str) -> Format:
     raise NotAcceptable(detail, formats=list(FORMATS))
 
 
-def warnings(prompts: Prompts, bundle: Bundle) -> list[str]:
-    """What the reader of a result should know about this bundle and these prompts."""
-    noted = [] if bundle.trained else ["The weights of this bundle were never trained: the mask means nothing."]
+def warnings(finding: Finding) -> list[str]:
+    """What the reader should know about this result. Nothing that the user wrote is repeated."""
+    prompts, bundle = finding.prompts, finding.bundle
+    noted = []
+    if not bundle.trained:
+        noted.append("The weights of this bundle were never trained: the mask means nothing.")
+    if not finding.mask.complete:
+        noted.append("The mask was still growing when the permitted number of regions was used up.")
     if prompts.target and prompts.target not in bundle.targets:
         noted.append(f"The target is not among those the bundle was trained on: {', '.join(bundle.targets)}.")
     if prompts.text and prompts.text.lower() not in bundle.findings:
@@ -109,7 +114,7 @@ def summary(finding: Finding) -> dict[str, Any]:
         "bounding_box_lps_mm": _listed(measured.bounding_box_lps_mm),
         "bounding_box_index": _listed(measured.bounding_box_index),
         "score": measured.score,
-        "warnings": warnings(finding.prompts, bundle),
+        "warnings": warnings(finding),
         "series": {
             "series_instance_uid": finding.series.series_instance_uid,
             "modality": finding.series.modality,

@@ -32,6 +32,8 @@ from pydicom.uid import (
     MRImageStorage,
 )
 
+from service.dicom.limited_reader import LimitedReader
+
 MODALITY_OF = {CTImageStorage: "CT", MRImageStorage: "MR"}
 MULTI_FRAME = {
     EnhancedCTImageStorage,
@@ -66,6 +68,11 @@ READ_ERRORS = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
     IndexError, NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
+
+START_BYTES = 1024  # preamble and file meta information; PS3.10 7.1
+# Without a preamble a file starts with group 0008 or 0002, in either byte order. Nothing else goes to pydicom, which
+# would parse a blank image of 100 MiB as 13 million empty elements.
+FIRST_GROUPS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,12 @@ def read_header(path: Path) -> Header | NotUsed:
     """
     forced = False
     try:
-        with path.open("rb") as stream:
-            forced = stream.read(132)[128:] != b"DICM"
+        with LimitedReader(path) as stream:
+            start = stream.read(START_BYTES)
+            forced = start[128:132] != b"DICM"
+            if forced and start[:2] not in FIRST_GROUPS:
+                return NotUsed("not-dicom")
+            stream.check_inflation(start)
             stream.seek(0)
             dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=READ_TAGS)
             remaining = path.stat().st_size - stream.tell()
