@@ -57,6 +57,7 @@ $(GATEWAY): pyproject.toml scripts/environment
 	@touch $@
 
 $(TEST): pyproject.toml scripts/environment
+	@command -v curl >/dev/null || scripts/debian-package curl  # the README's examples are tests
 	scripts/environment .venv '.[test]'
 	@touch $(GATEWAY) $@
 
