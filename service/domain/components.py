@@ -20,11 +20,11 @@ def attached(found: np.ndarray, grid: Geometry, prompts: Prompts, previous: np.n
     """The parts of `found` that the prompts mean.
 
     Args: found: (D, H, W) bool on `grid`. previous: (D, H, W) bool on `grid`, a previous or proposed mask.
-    Returns: (D, H, W) bool.
+    Returns: (D, H, W) bool, an array of its own.
     """
     parts, count = ndimage.label(found, np.ones((3, 3, 3)))
     if not count:
-        return found
+        return found.copy()
     clicked = {_part_at(parts, grid, point, CLICK_REACH_MM) for point in prompts.foreground_lps_mm}
     refused = {_part_at(parts, grid, point, 0.0) for point in prompts.points_lps_mm[prompts.labels == 0]}
     meant = set(np.unique(parts[previous]).tolist()) if previous is not None else set()

@@ -15,7 +15,7 @@ from service.domain.prompts import Prompts
 from service.domain.restore import Tile
 from service.domain.roi import Corner, Lattice
 
-MAX_ROIS = 27  # a cube of 3 x 3 x 3 half-shifted regions: 256 mm at 1 mm, larger than any tumour measured so far
+MAX_ROIS = 27  # 3 x 3 x 3 half-shifted regions: a cube of 256 mm, or far more along one axis; half a minute on a CPU
 BORDER_VOX = 2  # a mask that comes this near to the border goes on beyond it
 
 
@@ -36,16 +36,17 @@ def neighbours(
     """
     size, roi, corner = lattice.size, lattice.roi(tile.corner), np.array(tile.corner)
     found = attached(tile.logits > 0, roi, prompts, previous)
-    interiors = [np.array(other.corner) - corner for other in tiles if other is not tile]
+    for other in tiles:
+        if other is not tile:
+            low = np.array(other.corner) - corner + BORDER_VOX
+            high = np.maximum(low + size - 2 * BORDER_VOX, 0)
+            found[tuple(map(slice, np.maximum(low, 0), high))] = False
     leaving: list[Corner] = []
     for axis in range(3):
         for side, start in ((-1, 0), (1, size - BORDER_VOX)):
-            layer = np.argwhere(found.take(range(start, start + BORDER_VOX), axis)) + start * np.eye(3, dtype=int)[axis]
-            for low in interiors:
-                seen = np.all((layer >= low + BORDER_VOX) & (layer < low + size - BORDER_VOX), axis=1)
-                layer = layer[~seen]
-            outward = side * np.eye(3, dtype=int)[axis]
-            if len(layer) and source.contains(roi.to_lps_mm(layer + BORDER_VOX * outward)).any():
-                z, y, x = (corner + size // 2 * outward).tolist()
+            outward = np.eye(3, dtype=int)[axis]
+            layer = np.argwhere(found.take(range(start, start + BORDER_VOX), axis)) + start * outward
+            if len(layer) and source.contains(roi.to_lps_mm(layer + side * BORDER_VOX * outward)).any():
+                z, y, x = (corner + side * size // 2 * outward).tolist()
                 leaving.append((z, y, x))
     return leaving

@@ -32,13 +32,13 @@ class Measurements:
 
 
 def measure(mask: Mask) -> Measurements:
-    """Time goes with the mask's surface, not its volume: 0.3 s for 4 million voxels."""
+    """Time goes with the mask's surface, not its volume: under a second for 5 million voxels."""
     bounds = bounding_box(mask.voxels)
     if bounds is None:
         return Measurements(0, 0.0, 0.0, 0.0, 0.0, None, None, mask.score)
     first, last = np.array([s.start for s in bounds]), np.array([s.stop - 1 for s in bounds])
     part = mask.voxels[bounds]
-    geometry = mask.geometry.crop(tuple(first.tolist()), tuple((last + 1).tolist()))  # type: ignore[arg-type]
+    geometry = mask.geometry.crop(tuple(first.tolist()), tuple((last + 1).tolist()))
     long_axis_mm, short_axis_mm = _axes_mm(part, geometry)
     return Measurements(
         voxels=int(np.count_nonzero(part)),
@@ -107,7 +107,7 @@ def _widest_chord(polygon: np.ndarray, direction: np.ndarray) -> float:
 def _hull(points: np.ndarray) -> np.ndarray:
     """The corners of the convex hull; all points when they are too few or too flat to have one."""
     try:
-        return points[ConvexHull(points).vertices] if len(points) > points.shape[1] else points  # type: ignore[no-any-return]
+        return points[ConvexHull(points).vertices] if len(points) > points.shape[1] else points
     except QhullError:
         return points
 

@@ -103,7 +103,7 @@ def test_tilted_slices_are_measured_where_they_lie():
 def test_a_large_mask_is_measured_quickly():
     z, y, x = np.ogrid[-90:90, -130:130, -130:130]
     voxels = (z / 85) ** 2 + (y / 120) ** 2 + (x / 110) ** 2 < 1  # 4.7 million voxels
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread alone: other work on the machine does not count
     measured = measure(mask_of(voxels))
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 2
     assert measured.max_diameter_mm == pytest.approx(240, abs=1.5)
