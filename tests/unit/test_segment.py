@@ -197,8 +197,8 @@ async def test_a_text_alone_finds_a_lesion_in_a_small_scan_without_a_second_look
 
 
 async def test_a_text_alone_searches_a_large_scan_coarsely_and_then_looks_closely():
-    world = ellipsoids(((80, -60, 170), (14, 12, 10)), ((-90, 70, -150), (9, 11, 12)))
-    source = axial(world, shape=(160, 110, 120), spacing=(3.0, 3.0, 3.0))
+    world = ellipsoids(((80, -60, 170), (20, 18, 16)), ((-90, 70, -150), (15, 19, 20)))
+    source = axial(world, shape=(96, 66, 72), spacing=(5.0, 5.0, 5.0))
     engine = FakeEngine(COARSE_BUNDLE)
     mask = await run(source, Prompts(text="tumour"), engine)
     assert dice(mask.voxels, truth(source, world)) > 0.9
