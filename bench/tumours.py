@@ -106,7 +106,9 @@ def measure(client: httpx.Client, case: Case) -> Row:
 
 
 def as_table(rows: list[Row], bundle: str) -> Table:
-    table = Table("case", "ml", *(f"{name} Dice" for name in METHODS), "click s", "box s", title=f"bundle {bundle}")
+    headings = (name.removeprefix("region_") for name in METHODS)
+    table = Table("case", "ml", *headings, "click s", "box s", title=f"Dice, and seconds; bundle {bundle}")
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(row.case, f"{row.volume_ml:.0f}", *cells(row))
     for name, average in (("mean", mean), ("median", median)):

@@ -13,7 +13,7 @@ from typing import TextIO
 from anyio import to_thread
 from fastapi import FastAPI
 
-from contract.bundle import BundleInvalid, load_bundle
+from contract.bundle import Bundle, BundleInvalid, load_bundle
 from service.api import error_page, health, segment
 from service.api.admission import Admission
 from service.api.boundary import RequestBoundary
@@ -76,14 +76,7 @@ def open_engine(settings: Settings) -> Engine:
 
     Raises: ModelNotReady: the bundle is missing, altered, or untrained without leave to serve it.
     """
-    try:
-        bundle = load_bundle(settings.bundle_dir)
-    except BundleInvalid as error:
-        raise ModelNotReady(f"TAGS_BUNDLE_DIR holds no usable bundle: {error}") from error
-    if not (bundle.trained or settings.allow_untrained):
-        raise ModelNotReady(
-            "the bundle's weights are untrained; set TAGS_ALLOW_UNTRAINED=true to serve it all the same"
-        )
+    bundle = open_bundle(settings)
     # Each engine brings a heavy library of its own; only the chosen one is imported.
     if settings.engine == "triton":
         from service.inference.triton import TritonEngine
@@ -94,3 +87,16 @@ def open_engine(settings: Settings) -> Engine:
     from service.inference.embedded import EmbeddedEngine
 
     return EmbeddedEngine(bundle, threads=settings.threads, max_waiting=settings.max_waiting)
+
+
+def open_bundle(settings: Settings) -> Bundle:
+    """The bundle that may be served. Raises: ModelNotReady: missing, altered, or untrained without leave to serve it."""
+    try:
+        bundle = load_bundle(settings.bundle_dir)
+    except BundleInvalid as error:
+        raise ModelNotReady(f"TAGS_BUNDLE_DIR holds no usable bundle: {error}") from error
+    if not (bundle.trained or settings.allow_untrained):
+        raise ModelNotReady(
+            "the bundle's weights are untrained; set TAGS_ALLOW_UNTRAINED=true to serve it all the same"
+        )
+    return bundle

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
-from service.app import create_app
+from service.app import create_app, open_bundle
 from service.capabilities import capabilities
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
@@ -105,7 +105,7 @@ def serve(
     chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     with reported_errors():
         settings = read_settings(**chosen)
-        bundle = load_bundle(settings.bundle_dir)
+        bundle = open_bundle(settings)
         err.print(f"TAGS with {bundle.identity}, http://{settings.host}:{settings.port}/docs. {RESEARCH_USE}")
         uvicorn.run(create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning")
 

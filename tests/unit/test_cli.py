@@ -189,9 +189,17 @@ def test_a_bundle_that_cannot_be_used_is_reported(monkeypatch):
         raise BundleInvalid("no usable bundle.json in the bundle directory")
 
     monkeypatch.setattr(cli, "load_bundle", refuse)
-    for command in ("capabilities", "serve", "triton"):
+    for command in ("capabilities", "triton"):
         done = run(command)
         assert (done.exit_code, done.stderr) == (1, "no usable bundle.json in the bundle directory\n")
+
+
+def test_the_service_does_not_start_without_a_bundle_and_says_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("TAGS_BUNDLE_DIR", str(tmp_path))
+    done = run("serve")
+    assert done.exit_code == 1
+    assert "TAGS_BUNDLE_DIR holds no usable bundle" in done.stderr
+    assert "Traceback" not in done.output
 
 
 def test_without_arguments_the_help_says_research_use_only():
