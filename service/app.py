@@ -90,7 +90,7 @@ def open_engine(settings: Settings) -> Engine:
 
 
 def open_bundle(settings: Settings) -> Bundle:
-    """The bundle that may be served. Raises: ModelNotReady: missing, altered, or untrained without leave to serve it."""
+    """The bundle that may be served. Raises: ModelNotReady: missing, altered, or untrained without leave."""
     try:
         bundle = load_bundle(settings.bundle_dir)
     except BundleInvalid as error:
