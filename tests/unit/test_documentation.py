@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -62,3 +63,9 @@ def test_the_start_page_says_research_use_only_and_how_to_begin():
     text = (ROOT / "README.md").read_text()
     assert "Research use only. Not for diagnosis or treatment." in text
     assert all(command in text for command in ("make demo", "make test", "make serve", ".ci/run"))
+
+
+def test_the_readme_states_the_bundles_measured_figures():
+    figures = json.loads((ROOT / "model_repository" / "bundle.json").read_text())["quality"]["mean_dice"]
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| (\d\.\d+) \|$", (ROOT / "README.md").read_text(), re.M))
+    assert {prompt.replace(" ", "_"): float(dice) for prompt, dice in rows.items()} == figures
