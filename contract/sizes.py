@@ -19,6 +19,7 @@ class Sizes:
     adapter: int  # hidden channels of a 3D adapter
     neck: int  # channels of each level that the decoder reads
     aggregation: int  # channels per level in the multi-level aggregation heads
+    pyramid: int  # channels of the detail pyramid on the half grid; deeper levels have three and six times as many
     queries: int  # learned global queries of the prompt transformer
     prompt_heads: int
     prompt_mlp: int
@@ -39,13 +40,13 @@ class Sizes:
 
 
 SMALL = Sizes(
-    name="small", roi=128, tokens=16, width=192, depth=8, heads=3, window=8, adapter=96,
-    neck=64, aggregation=16, queries=10, prompt_heads=4, prompt_mlp=256,
+    name="small", roi=64, tokens=8, width=192, depth=4, heads=3, window=8, adapter=96,
+    neck=64, aggregation=8, pyramid=16, queries=10, prompt_heads=4, prompt_mlp=256,
     text_width=64, text_depth=4, text_heads=1, feature_dtype="float32",
 )  # fmt: skip
 VIT_B = Sizes(
     name="vit_b", roi=128, tokens=32, width=768, depth=12, heads=12, window=8, adapter=384,
-    neck=256, aggregation=128, queries=10, prompt_heads=8, prompt_mlp=2048,
+    neck=256, aggregation=128, pyramid=32, queries=10, prompt_heads=8, prompt_mlp=2048,
     text_width=768, text_depth=12, text_heads=12, feature_dtype="float16",
 )  # fmt: skip
 CONFIGURATIONS = {sizes.name: sizes for sizes in (SMALL, VIT_B)}

@@ -65,13 +65,16 @@ def network_specs(sizes: Sizes) -> dict[str, NetworkSpec]:
     roi, half, tokens = sizes.roi, sizes.half, sizes.tokens
     image = TensorSpec("image", "float32", (1, roi, roi, roi))
     organ_mask = TensorSpec("organ_mask", "float32", (1, roi, roi, roi))
+    # The deepest level waits for the prompts; the others are prompt-independent and come through their heads already.
+    channels = (*[sizes.aggregation] * (FEATURE_LEVELS - 1), sizes.neck)
     features = tuple(
-        TensorSpec(f"feat_{level}", sizes.feature_dtype, (sizes.neck, tokens, tokens, tokens))
-        for level in range(FEATURE_LEVELS)
+        TensorSpec(f"feat_{level}", sizes.feature_dtype, (count, tokens, tokens, tokens))
+        for level, count in enumerate(channels)
     )
     align = TensorSpec("align_feat", sizes.feature_dtype, (sizes.width, tokens, tokens, tokens))
-    # Full-detail image as 8 sub-voxel channels on the half grid (space to depth): (2z+a, 2y+b, 2x+c) -> channel 4a+2b+c
-    detail = TensorSpec("image_detail", "float32", (8, half, half, half))
+    # Full-detail image as 8 sub-voxel channels on the half grid (space to depth): (2z+a, 2y+b, 2x+c) -> channel
+    # 4a+2b+c; the ninth is the share of the organ mask in each cell
+    detail = TensorSpec("image_detail", "float32", (9, half, half, half))
     input_ids = TensorSpec("input_ids", "int32", (PHRASES, CONTEXT_LENGTH))
     eot_index = TensorSpec("eot_index", "int32", (PHRASES,))
     text_features = TensorSpec("text_features", "float32", (PHRASES, sizes.width))

@@ -103,6 +103,19 @@ class Neck3d(nn.Module):
         return x.permute(0, 4, 1, 2, 3)
 
 
+class AggregationHead(nn.Module):
+    """One level of the multi-level aggregation: two convolutions on the token grid."""
+
+    def __init__(self, neck: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(neck, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        x = functional.relu(functional.instance_norm(self.conv1(feature)))
+        return functional.relu(functional.instance_norm(self.conv2(x)))
+
+
 class SamEncoder(nn.Module):
     """Image and organ mask of one region of interest to four feature levels. Independent of clicks and text."""
 
@@ -116,6 +129,10 @@ class SamEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block3d(sizes, shifted=index % 2 == 0) for index in range(sizes.depth))
         self.alignment_adapters = nn.ModuleList(AlignmentAdapter(sizes.width) for _ in range(FEATURE_LEVELS))
         self.neck_3d = nn.ModuleList(Neck3d(sizes.width, sizes.neck) for _ in range(FEATURE_LEVELS))
+        # Heads of the levels that no prompt changes: their answers are smaller than their levels, and cached with them
+        self.mlahead = nn.ModuleList(
+            AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS - 1)
+        )
         self.feature_dtype = getattr(torch, sizes.feature_dtype)
 
     def forward(self, image: Tensor, organ_mask: Tensor) -> tuple[Tensor, ...]:
@@ -123,7 +140,7 @@ class SamEncoder(nn.Module):
         x = self.patch_embed(image, organ_mask)
         x = x + self.central(self.pos_embed, x.shape[2], [1, 2])[:, None]
         x = x + self.central(self.depth_embed, x.shape[1], [1])[:, :, None, None]
-        levels = []
+        levels: list[Tensor] = []
         aligned = x
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -131,9 +148,12 @@ class SamEncoder(nn.Module):
                 level = len(levels)
                 aligned = self.alignment_adapters[level](x)
                 x = (1 - ALIGN_BLEND) * x + ALIGN_BLEND * aligned
-                levels.append(self.neck_3d[level](x).to(self.feature_dtype))
+                levels.append(self.neck_3d[level](x))
+        heads = [head(level) for head, level in zip(self.mlahead, levels[:-1], strict=True)]
+        levels = [level.to(self.feature_dtype) for level in (*heads, levels[-1])]
         aligned = functional.normalize(aligned, dim=-1).permute(0, 4, 1, 2, 3).to(self.feature_dtype)
-        return (*levels, aligned, space_to_depth(image))
+        detail = torch.cat([space_to_depth(image), functional.avg_pool3d(organ_mask, 2)], dim=1)
+        return (*levels, aligned, detail)
 
     def central(self, positions: Tensor, tokens: int, axes: list[int]) -> Tensor:
         """The middle `tokens` of the position embeddings: all of them, but for training on smaller regions."""
