@@ -57,5 +57,13 @@ def evaluate(
     typer.echo(evaluate_checkpoint(checkpoint, out, cases=cases, roi=roi, release=release))
 
 
+@app.command()
+def pictures(out: Annotated[Path, typer.Option(help="JPEG to write")]) -> None:
+    """A page of phantoms to look at."""
+    from training.pictures import save_page
+
+    save_page(out)
+
+
 if __name__ == "__main__":
     app()
