@@ -81,6 +81,7 @@ class NotUsed:
 
     reason: str
     series_instance_uid: str = ""
+    sop_instance_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Header:
     """A single-frame CT or MR image without its pixels. None or () stands for absent or unreadable."""
 
     path: Path
+    sop_class_uid: str
     sop_instance_uid: str
+    frame: int  # of a multi-frame object, from 1; 0 for an image of one frame
     series_instance_uid: str
     study_instance_uid: str
     frame_of_reference_uid: str
@@ -155,7 +158,7 @@ def _unused(dataset: Dataset) -> NotUsed | None:
     series_instance_uid = _text(dataset, "SeriesInstanceUID")
 
     def because(reason: str) -> NotUsed:
-        return NotUsed(reason, series_instance_uid)
+        return NotUsed(reason, series_instance_uid, _text(dataset, "SOPInstanceUID"))
 
     if not sop_class:
         return because("unreadable")
@@ -189,6 +192,8 @@ def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
     padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
     return Header(
         path=path,
+        sop_class_uid=str(dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID),
+        frame=0,
         sop_instance_uid=_text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
         series_instance_uid=_text(dataset, "SeriesInstanceUID"),
         study_instance_uid=_text(dataset, "StudyInstanceUID"),

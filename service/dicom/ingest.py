@@ -73,8 +73,9 @@ def read_series(files: Sequence[Path], *, series_instance_uid: str | None, limit
     check_transfer_syntaxes(headers)
     distinct = _without_copies(headers)
     ordered, geometry = stack(distinct)
-    reasons = Counter(entry.reason for entry in unused) + Counter(duplicate=len(headers) - len(distinct))
-    return Series(ordered, geometry, tuple(SetAside(reason, count) for reason, count in sorted(reasons.items())))
+    kept = {id(header) for header in distinct}
+    copies = [NotUsed("duplicate", h.series_instance_uid, h.sop_instance_uid) for h in headers if id(h) not in kept]
+    return Series(ordered, geometry, _set_aside([*unused, *copies]))
 
 
 def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed]]:
@@ -88,6 +89,17 @@ def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed
         else:
             series[header.series_instance_uid].append(header)
     return dict(series), unused
+
+
+def _set_aside(unused: Sequence[NotUsed]) -> tuple[SetAside, ...]:
+    """By reason, in alphabetical order."""
+    by_reason: dict[str, list[NotUsed]] = defaultdict(list)
+    for entry in unused:
+        by_reason[entry.reason].append(entry)
+    return tuple(
+        SetAside(reason, len(entries), tuple(e.sop_instance_uid for e in entries if e.sop_instance_uid))
+        for reason, entries in sorted(by_reason.items())
+    )
 
 
 def _choose(series: dict[str, list[Header]], unused: list[NotUsed], series_instance_uid: str | None) -> list[Header]:

@@ -27,6 +27,7 @@ class SetAside:
 
     reason: str
     count: int
+    sop_instance_uids: tuple[str, ...] = ()  # of those that have one
 
 
 @dataclass(frozen=True, eq=False)
