@@ -46,7 +46,9 @@ def _source_image(path: object) -> Dataset:
 
 
 def _drop_invalid(dataset: Dataset) -> None:
-    """Empty or remove what would be copied into the result but breaks its own VR (PS3.5 6.2)."""
+    """Empty or remove what would be copied into the result but breaks its own VR (PS3.5 6.2), or lacks what it needs."""
+    if not (dataset.get("DeidentificationMethod") or dataset.get("DeidentificationMethodCodeSequence")):
+        dataset.pop("PatientIdentityRemoved", None)  # PS3.3 C.7.1.1: YES needs one of the two
     for element in list(dataset.group_dataset(0x0008)) + list(dataset.group_dataset(0x0010)) + [dataset["StudyID"]]:
         if element.keyword not in ("PatientID", "Modality") and not _is_valid(element):
             if element.keyword in TYPE_2:
@@ -73,9 +75,10 @@ def _settle_character_set(dataset: Dataset) -> None:
     """Keep the character set; where highdicom does not know how it is written, an equal one, or else Unicode."""
     stated = dataset.get("SpecificCharacterSet") or ()
     named = [stated] if isinstance(stated, str) else [name or "ISO 2022 IR 6" for name in stated]  # C.12.1.1.2
+    if len(named) == 1:  # alone, a set is written without code extensions: C.12.1.1.2
+        named = [named[0].replace("ISO 2022 IR ", "ISO_IR ")]
     if all(name in _CHARACTER_SETS for name in named):
-        if len(named) > 1:
-            dataset.SpecificCharacterSet = named
+        dataset.SpecificCharacterSet = named if len(named) > 1 else named[0] if named else None
     else:
         dataset.decode()
         dataset.SpecificCharacterSet = "ISO_IR 192"
