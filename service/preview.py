@@ -1,7 +1,8 @@
 """A preview for the eye: three orthogonal planes through the result, with its outline, the prompts and a warning.
 
 What enters: a series, its mask, the prompts. What leaves: PNG bytes, or one slice's picture for a secondary capture.
-Only the slices of a slab around the result are decoded. Planes keep their proportions in mm; letters at the edges say where the patient's sides are. Not for measuring.
+Only the slices of a slab around the result are decoded. Planes keep their proportions in mm; letters at the edges say
+where the patient's sides are. Not for measuring.
 """
 
 from __future__ import annotations

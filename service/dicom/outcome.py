@@ -16,10 +16,10 @@ import numpy as np
 from pydicom.uid import generate_uid
 
 from contract.bundle import Bundle
+from service.dicom.profiles import Profile
 from service.dicom.series import Series
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
-from service.dicom.profiles import Profile
 
 TRACKING_ID = "TAGS tumour 1"
 POINT_DECIMALS = 2  # of a millimetre: clicks nearer than that are the same prompt
@@ -67,7 +67,7 @@ class Outcome:
         profile = self.profile.model_dump_json()
         made_by = (version("tags-service"), self.bundle.identity, *sorted(self.bundle.files.values()), profile)
         revision = (self.tracking_uid, self.lineage.predecessor_seg_uid if self.lineage else "")
-        mask = hashlib.sha256(np.packbits(self.mask.voxels)).hexdigest()
+        mask = hashlib.sha256(np.packbits(self.mask.voxels).tobytes()).hexdigest()
         shape, uids = repr(self.mask.geometry.shape_zyx), self.series.sop_instance_uids
         return generate_uid(entropy_srcs=[*uids, shape, mask, *revision, *made_by])
 
@@ -90,5 +90,5 @@ def _prompt_words(prompts: Prompts) -> list[str]:
     for array in (prompts.points_lps_mm, prompts.labels, prompts.boxes_lps_mm):
         words.append(repr((np.round(array, POINT_DECIMALS) + 0.0).tolist()))
     if prompts.mask is not None and not (len(prompts.points_lps_mm) or len(prompts.boxes_lps_mm)):
-        words.append(hashlib.sha256(np.packbits(prompts.mask)).hexdigest())
+        words.append(hashlib.sha256(np.packbits(prompts.mask).tobytes()).hexdigest())
     return words

@@ -42,8 +42,8 @@ class Profile(BaseModel):
     """Frames of one SEG object; a larger mask becomes several objects of one series."""
 
     holes: Literal["keyhole", "xor"] = "keyhole"
-    """RTSTRUCT: a hole joined to its outline by a channel without width, or as a contour of its own
-    (CLOSEDPLANAR_XOR)."""
+    """RTSTRUCT: a hole joined to its outline by a channel without width, which every reader fills rightly, or as a
+    contour of its own with the standard's type for that, CLOSEDPLANAR_XOR, which plastimatch 1.10 passes over."""
 
     decimal_length: int = Field(default=16, ge=8, le=16)
     """RTSTRUCT: bytes of one coordinate at most. 16 is the limit of a decimal string (PS3.5 6.2)."""

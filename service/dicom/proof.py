@@ -1,8 +1,8 @@
 """Proof before release: each result object is read again by a path that did not write it.
 
 What enters: the bytes of an object, and the outcome that it must show. What leaves: nothing, or ResultNotProved. The
-readers here use pydicom alone: no highdicom, no affine of the series. Every frame and contour is placed by the header of
-the one image that it refers to, so that a mistake in sorting, geometry or references shows. Details name checks and
+readers here use pydicom alone: no highdicom, no affine of the series. Every frame and contour is placed by the header
+of the one image that it refers to, so that a mistake in sorting, geometry or references shows. Details name checks and
 counts, never values. Decision: docs/decisions/0050-result-objects.md.
 """
 
@@ -160,7 +160,7 @@ def _seg_frames(dataset: Dataset) -> np.ndarray:
     stored = np.frombuffer(dataset.PixelData, np.uint8)
     if dataset.BitsAllocated == 1:
         stored = np.unpackbits(stored, count=count, bitorder="little")
-    return stored[:count].reshape(shape) > 0  # type: ignore[no-any-return]
+    return stored[:count].reshape(shape) > 0
 
 
 def _lies_on(group: Dataset, shared: Dataset, header: Header) -> bool:
@@ -177,7 +177,7 @@ def _lies_on(group: Dataset, shared: Dataset, header: Header) -> bool:
         (np.abs(orientation - header.orientation) * size).max(),
         (np.abs(spacing - header.pixel_spacing_mm) * (header.rows, header.columns)).max(),
     ]
-    return max(off) <= PLACE_TOLERANCE_MM
+    return bool(max(off) <= PLACE_TOLERANCE_MM)
 
 
 def _in_image(points_lps_mm: np.ndarray, header: Header) -> np.ndarray:

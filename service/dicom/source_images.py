@@ -46,7 +46,7 @@ def _source_image(path: object) -> Dataset:
 
 
 def _drop_invalid(dataset: Dataset) -> None:
-    """Empty or remove what would be copied into the result but breaks its own VR (PS3.5 6.2), or lacks what it needs."""
+    """Empty or remove what would be copied into the result but breaks its own VR (PS3.5 6.2), or lacks company."""
     if not (dataset.get("DeidentificationMethod") or dataset.get("DeidentificationMethodCodeSequence")):
         dataset.pop("PatientIdentityRemoved", None)  # PS3.3 C.7.1.1: YES needs one of the two
     for element in list(dataset.group_dataset(0x0008)) + list(dataset.group_dataset(0x0010)) + [dataset["StudyID"]]:

@@ -8,6 +8,7 @@ patient frame, under codes of our own (99TAGS): the standard has none for them.
 from __future__ import annotations
 
 from io import BytesIO
+from typing import TypeAlias
 
 import highdicom as hd
 import numpy as np
@@ -29,7 +30,6 @@ from highdicom.sr import (
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
 from pydicom import Dataset
-from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
@@ -55,6 +55,7 @@ from service.domain.measurements import Intensity, Measurements
 from service.domain.prompts import Prompts
 from service.errors import SegEncodingFailed
 
+Group: TypeAlias = VolumetricROIMeasurementsAndQualitativeEvaluations | MeasurementsAndQualitativeEvaluations
 SCHEME = "99TAGS"
 DECIMALS = 3  # of millimetres, millilitres and HU; far below what any of them is known to
 MAXIMUM_3D_DIAMETER = Code("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
@@ -102,20 +103,21 @@ def _report(outcome: Outcome, measured: Measurements, intensity: Intensity | Non
         is_final=False,
         contributing_equipment=[contributing_equipment(outcome.bundle)],
         previous_versions=_predecessors(outcome),
-        coding_schemes=[CodingSchemeIdentificationItem(SCHEME, "Prompts of TAGS", responsible_organization=MANUFACTURER)],
+        coding_schemes=[
+            CodingSchemeIdentificationItem(SCHEME, "Prompts of TAGS", responsible_organization=MANUFACTURER)
+        ],
     )
     report.copy_patient_and_study_information(source)
     report.PatientName = patient_name
     return report
 
 
-def _finding(outcome: Outcome, headers: list[Header], measured: Measurements, intensity: Intensity) -> Sequence:
+def _finding(outcome: Outcome, headers: list[Header], measured: Measurements, intensity: Intensity) -> Group:
     coded = _codes(outcome)
     images = [
-        SourceImageForSegmentation(header.sop_class_uid, header.sop_instance_uid, [header.frame] if header.frame else None)
-        for header in headers
-    ]  # fmt: skip
-    group: Sequence = VolumetricROIMeasurementsAndQualitativeEvaluations(
+        SourceImageForSegmentation(header.sop_class_uid, header.sop_instance_uid, _frames(header)) for header in headers
+    ]
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(outcome.tracking_uid, outcome.tracking_id),
         referenced_segment=ReferencedSegment(
             SOP_CLASSES[outcome.profile.seg_type], outcome.seg_uid, 1, source_images=images
@@ -126,13 +128,12 @@ def _finding(outcome: Outcome, headers: list[Header], measured: Measurements, in
         algorithm_id=_algorithm(outcome.bundle),
         measurements=_measurements(measured, intensity, outcome.series.modality),
     )
-    return group
 
 
-def _absent(outcome: Outcome, headers: list[Header]) -> Sequence:
-    """"No finding", coded: what was looked for is absent in these images."""
+def _absent(outcome: Outcome, headers: list[Header]) -> Group:
+    """ "No finding", coded: what was looked for is absent in these images."""
     coded = _codes(outcome)
-    group: Sequence = MeasurementsAndQualitativeEvaluations(
+    return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(outcome.tracking_uid, outcome.tracking_id),
         finding_type=coded.type,
         finding_category=coded.category,
@@ -140,13 +141,10 @@ def _absent(outcome: Outcome, headers: list[Header]) -> Sequence:
         algorithm_id=_algorithm(outcome.bundle),
         qualitative_evaluations=[QualitativeEvaluation(coded.type, codes.SCT.Absent)],
         source_images=[
-            SourceImageForMeasurementGroup(
-                header.sop_class_uid, header.sop_instance_uid, [header.frame] if header.frame else None
-            )
+            SourceImageForMeasurementGroup(header.sop_class_uid, header.sop_instance_uid, _frames(header))
             for header in headers
         ],
     )
-    return group
 
 
 def _measurements(measured: Measurements, intensity: Intensity, modality: str) -> list[Measurement]:
@@ -206,6 +204,10 @@ def _masks(prompts: Prompts) -> str:
 
 def _codes(outcome: Outcome) -> SegmentCodes:
     return segment_codes(text=outcome.prompts.text, target=outcome.prompts.target, body_part=outcome.series.body_part)
+
+
+def _frames(header: Header) -> list[int] | None:
+    return [header.frame] if header.frame else None
 
 
 def _sites(coded: SegmentCodes) -> list[FindingSite] | None:

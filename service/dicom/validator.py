@@ -33,7 +33,7 @@ def standard_errors(content: bytes) -> list[str]:
         with tempfile.TemporaryFile() as stream:
             stream.write(content)
             stream.seek(0)
-            done = subprocess.run(  # noqa: S603: a program of our own environment, no argument from outside
+            done = subprocess.run(  # noqa: S603  # a program of our own environment, no argument from outside
                 [_program(), "-new"], stdin=stream, capture_output=True, timeout=TIMEOUT_S, check=False
             )
     except (OSError, subprocess.TimeoutExpired) as error:

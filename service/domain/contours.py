@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from contourpy import FillType, LineType, contour_generator
@@ -37,11 +38,11 @@ def regions_of(slice_mask: np.ndarray) -> list[Region]:
     generator = contour_generator(
         z=padded, name="serial", fill_type=FillType.OuterOffset, line_type=LineType.Separate
     )  # fmt: skip
-    points, offsets = generator.filled(HALF, np.inf)
+    points, offsets = generator.filled(HALF, np.inf)  # type: ignore[misc]  # two lists, by this fill type
     regions = []
     for polygon, starts in zip(points, offsets, strict=True):
         curves = [
-            polygon[a : b - 1, ::-1] - 1 + low for a, b in zip(starts[:-1], starts[1:], strict=True)
+            polygon[a : b - 1, ::-1] - 1 + low for a, b in pairwise(starts)
         ]  # x, y -> row, column; the last vertex repeats the first
         regions.append(Region(curves[0], tuple(curves[1:])))
     return regions

@@ -87,9 +87,7 @@ async def test_each_format_by_query_field_and_accept(gateway, phantom, format, m
         assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    ("format", "modality"), [("seg", "SEG"), ("rtstruct", "RTSTRUCT"), ("sr", "SR"), ("sc", "OT")]
-)
+@pytest.mark.parametrize(("format", "modality"), [("seg", "SEG"), ("rtstruct", "RTSTRUCT"), ("sr", "SR"), ("sc", "OT")])
 async def test_dicom_formats_share_a_media_type_and_are_told_apart_by_name(gateway, phantom, format, modality):
     answer = await gateway.segment(phantom.paths, click(phantom), query=f"?format={format}")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom"), answer.text
