@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from io import BytesIO
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -35,7 +36,7 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import READ_ERRORS
+from service.dicom.header import READ_ERRORS, Header
 from service.dicom.outcome import Outcome
 from service.dicom.series import Series
 from service.dicom.source_images import source_images
@@ -94,7 +95,8 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
     first, last = int(slices[0]), int(slices[-1]) + 1
     measures = _pixel_measures(series)
     sources = source_images(series.headers[first:last])
-    for source in sources:
+    enhanced = series.headers[first].frame > 0
+    for source in sources if not enhanced else []:
         source.SliceThickness = measures[0].SliceThickness
     patient_name = sources[0].PatientName
     sources[0].PatientName = ""  # highdicom quotes unusual names in a warning; set below, unchanged
@@ -116,6 +118,7 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
         content_description=RESEARCH_USE,
         contributing_equipment=[contributing_equipment(bundle)],
         pixel_measures=measures,
+        **(_planes(series.headers[first:last]) if enhanced else {}),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
@@ -124,6 +127,14 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
     if outcome.lineage:
         segmentation.SourceInstanceSequence = Sequence([_predecessor(outcome.lineage.predecessor_seg_uid)])
     return segmentation
+
+
+def _planes(headers: tuple[Header, ...]) -> dict[str, Any]:
+    """Where the frames lie, for a source that holds them in an order of its own."""
+    return {
+        "plane_positions": [hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers],
+        "plane_orientation": hd.PlaneOrientationSequence("PATIENT", headers[0].orientation),
+    }
 
 
 def _written(segmentation: Segmentation) -> bytes:
