@@ -46,6 +46,7 @@ ENHANCED = {
     LegacyConvertedEnhancedMRImageStorage: "MR",
 }
 MODALITY_OF = SINGLE_FRAME | ENHANCED
+LABELMAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # which pydicom 3.0 has no name for
 MAX_FRAMES = 20_000  # of one object; the largest clinical ones have some thousands
 # What tells acquisitions apart that share positions: named in a refusal, so names only from the standard.
 DISCRIMINATORS = (
@@ -199,7 +200,8 @@ def _unused(dataset: Dataset) -> NotUsed | None:
         return because("multi-frame")
     if sop_class not in MODALITY_OF:
         # An image of another modality has rows; a report, a plan or a presentation state has none.
-        derived = "SecondaryCapture" in _keyword(sop_class) or "Segmentation" in _keyword(sop_class)
+        keyword = _keyword(sop_class)
+        derived = "SecondaryCapture" in keyword or "Segmentation" in keyword or sop_class == LABELMAP_STORAGE
         return because("other-modality" if "Rows" in dataset and not derived else "other-object")
     if not series_instance_uid or not _text(dataset, "StudyInstanceUID"):
         return because("no-uid")
@@ -257,9 +259,7 @@ def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header
         items = group.get(sequence) or shared.get(sequence)
         if items and name in items[0]:
             setattr(own, keyword, items[0][name].value)
-    discriminators = {name: value for name, value in root.discriminators} | {
-        name: _told(own, name) for name in DISCRIMINATORS if name in own
-    }
+    discriminators = dict(root.discriminators) | {name: _told(own, name) for name in DISCRIMINATORS if name in own}
     return replace(
         root,
         frame=number,

@@ -22,7 +22,7 @@ from highdicom.seg import (
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from contract.bundle import Bundle
 from service.dicom.codes import segment_codes
@@ -36,13 +36,12 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import READ_ERRORS, Header
+from service.dicom.header import LABELMAP_STORAGE, READ_ERRORS, Header
 from service.dicom.outcome import Outcome
 from service.dicom.series import Series
 from service.dicom.source_images import source_images
 from service.errors import NothingFound, SegEncodingFailed
 
-LABELMAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # which pydicom 3.0 has no name for
 CONTENT_LABEL = "RESEARCH_ONLY"  # CS: 16 capitals at most
 SOP_CLASSES = {"binary": SegmentationStorage, "labelmap": LABELMAP_STORAGE}
 

@@ -71,7 +71,7 @@ def test_frames_of_several_times_are_refused_with_what_tells_them_apart(tmp_path
         dataset.PixelData = frames.astype("<u2").tobytes()
 
     path = write_enhanced(phantom, tmp_path / "e", temporal_positions=2, change=brighter)
-    with pytest.raises(MixedSeries, match="4 of 8 images .* differ in TemporalPositionIdentifier") as caught:
+    with pytest.raises(MixedSeries, match=r"4 of 8 images .* differ in TemporalPositionIdentifier") as caught:
         read([path])
     assert caught.value.members["choices"] == [
         {"TemporalPositionIdentifier": 1.0, "images": 4},

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from service.dicom.header import LABELMAP_STORAGE
 from service.dicom.profiles import SHIPPED, Profile, profile_named, profile_names
 from service.dicom.proof import prove_seg
-from service.dicom.seg import LABELMAP_STORAGE, write_seg
+from service.dicom.seg import write_seg
 from service.errors import UnknownProfile
 from tests.outcomes import outcome_of, read
 from tests.phantoms import write_ct_series
