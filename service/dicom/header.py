@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -71,6 +72,7 @@ READ_TAGS = [
     "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_TAGS = {name: Tag(name) for name in READ_TAGS}  # looking a name up costs pydicom more than reading its value
 # Where the functional groups keep what a single-frame image has at its root: attribute, sequence, name there.
 IN_FUNCTIONAL_GROUPS = (
     ("ImagePositionPatient", "PlanePositionSequence", "ImagePositionPatient"),
@@ -166,7 +168,7 @@ def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
                 return NotUsed("not-dicom")
             stream.check_inflation(start)
             stream.seek(0)
-            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=READ_TAGS)
+            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=list(_TAGS.values()))
             pixels = _pixels(stream, path.stat().st_size)
     except READ_ERRORS:
         return NotUsed("not-dicom" if forced else "unreadable")
@@ -384,6 +386,7 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
 
 def _value(dataset: Dataset, name: str) -> Any:
     try:
-        return dataset.get(name)
+        element = dataset.get(_TAGS[name])
+        return None if element is None else element.value
     except READ_ERRORS:  # pydicom converts on access
         return None

@@ -28,6 +28,7 @@ from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 LITTLE_ENDIAN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
+MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
 _PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
 # pydicom's own RLE decoder: on a broken stream the compiled one panics with a BaseException that nothing may catch.
@@ -69,14 +70,17 @@ def read_voxels(header: Header) -> np.ndarray:
         raise DamagedPixelData("An image decodes to another size than its header states.")
     if not 1 <= header.bits_stored <= header.high_bit + 1 <= stored.dtype.itemsize * 8:
         raise DamagedPixelData("BitsStored and HighBit of an image do not fit its pixels.")
+    if not (np.isfinite(header.slope) and np.isfinite(header.intercept)):
+        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
-    voxels: np.ndarray = values.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
-    padded = _padding(stored, header) | _padding(values, header)
-    if padded.any():
+    voxels = np.multiply(values, np.float32(header.slope), dtype=np.float32)
+    voxels += np.float32(header.intercept)
+    if header.padding:
+        padded = _padding(stored, header) | _padding(values, header)
         inside = voxels[~padded]
         voxels[padded] = AIR_HU if header.modality == "CT" else inside.min() if inside.size else 0.0
-    if not np.isfinite(voxels).all():
+    if abs(header.slope) + abs(header.intercept) > MAX_RESCALE and not np.isfinite(voxels).all():
         raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image make values that are not finite.")
     return voxels
 
@@ -134,13 +138,13 @@ def _stored_values(stored: np.ndarray, header: Header) -> np.ndarray:
     bits = stored.dtype.itemsize * 8
     kind = "i" if header.signed else "u"
     high_bit = header.high_bit if header.transfer_syntax_uid in NATIVE else header.bits_stored - 1
+    if header.bits_stored == bits:
+        return stored.view(f"{kind}{bits // 8}")
     left = np.left_shift(stored.view(f"{kind}{bits // 8}"), bits - 1 - high_bit)
     return np.asarray(np.right_shift(left, bits - header.bits_stored))
 
 
 def _padding(values: np.ndarray, header: Header) -> np.ndarray:
     """(H, W) bool. The padding value may be encoded with the wrong sign, so it is wrapped into the pixels' type."""
-    if not header.padding:
-        return np.zeros(values.shape, bool)
     wrapped = np.array(header.padding).astype(values.dtype)
     return np.asarray((values >= wrapped.min()) & (values <= wrapped.max()))

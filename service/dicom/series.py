@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 
 from service.dicom.header import Header
-from service.dicom.pixels import NATIVE, read_voxels
+from service.dicom.pixels import read_voxels
 from service.domain.geometry import Geometry
 from service.domain.volume import Volume
 
-DECODING_THREADS = 4  # compressed images only: decoders release the GIL, plain reads gain nothing
+DECODING_THREADS = 4  # decoders, file reads and numpy release the GIL
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ def _decode(headers: tuple[Header, ...], voxels: np.ndarray) -> None:
     def decode(index: int) -> None:
         voxels[index] = read_voxels(headers[index])
 
-    if len(headers) == 1 or all(header.transfer_syntax_uid in NATIVE for header in headers):
-        for index in range(len(headers)):
-            decode(index)
+    if len(headers) == 1:
+        decode(0)
         return
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         list(pool.map(decode, range(len(headers))))  # raises what a decoder raised

@@ -1,17 +1,20 @@
 """A DICOM object's bytes -> the attributes that break the standard, by dciodvfy of dicom3tools.
 
-The object goes in as an unnamed file that no other process can open and that is gone with its handle; a pipe will not
-do, since dciodvfy seeks. What leaves are names of attributes only, for dciodvfy's own text quotes values.
+The object goes in as an unnamed file, in memory where the system has that, gone with its handle; a pipe will not do,
+since dciodvfy seeks. What leaves are names of attributes only, for dciodvfy's own text quotes values.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import IO
 
 TIMEOUT_S = 60.0  # a SEG of a thousand frames takes three
 # A result is filed under these whatever they are; an archive that took the source takes them.
@@ -30,7 +33,7 @@ def standard_errors(content: bytes) -> list[str]:
     Raises: ValidatorFailed.
     """
     try:
-        with tempfile.TemporaryFile() as stream:
+        with _unnamed_file() as stream:
             stream.write(content)
             stream.seek(0)
             done = subprocess.run(  # noqa: S603  # a program of our own environment, no argument from outside
@@ -43,6 +46,12 @@ def standard_errors(content: bytes) -> list[str]:
     if done.returncode not in (0, 1) or not lines or (done.returncode and not errors):  # 0 with some kinds of error
         raise ValidatorFailed("dciodvfy gave no verdict")
     return [_attribute(line) for line in errors if not _INHERITED.match(line)]
+
+
+def _unnamed_file() -> IO[bytes]:
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("object"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _attribute(line: str) -> str:
