@@ -7,11 +7,12 @@ TagsError
 │                       UploadStalled 408, UploadTooLarge 413, UnsupportedMediaType 415,
 │                       UnsupportedTransferSyntax 415, UnknownProfile 400
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
-│                       InconsistentGeometry, UnsupportedModality, DamagedPixelData 422; VolumeTooLarge 413
+│                       InconsistentGeometry, UnsupportedModality, DamagedPixelData, SegEncodingFailed 422;
+│                       VolumeTooLarge 413
 ├── PromptsRefused      NoPrompts, PromptOutsideVolume, TooManyPrompts, MaskMismatch 422
 ├── NothingFound        422 (only for formats that cannot say "nothing": DICOM SEG)
 ├── ModelUnavailable    ModelNotReady 503, ModelBusy 503, ModelTimeout 504, ModelContractBroken 502
-└── ServiceFault        SegEncodingFailed, ResultNotProved 500, InternalError 500
+└── ServiceFault        ResultNotProved 500, InternalError 500
 """
 
 from __future__ import annotations
@@ -166,6 +167,13 @@ class VolumeTooLarge(SeriesRefused):
     status, slug, title = 413, "volume-too-large", "The volume exceeds a limit"
 
 
+class SegEncodingFailed(SeriesRefused):
+    """The mask exists, but the series lacks what a DICOM result needs, such as FrameOfReferenceUID. Ask for another
+    format, or send the original images."""
+
+    slug, title = "seg-encoding-failed", "The series lacks what a DICOM result needs"
+
+
 class PromptsRefused(TagsError):
     status = 422
 
@@ -237,13 +245,6 @@ class ModelContractBroken(ModelUnavailable):
 
 class ServiceFault(TagsError):
     status = 500
-
-
-class SegEncodingFailed(ServiceFault):
-    """The mask exists, but the series lacks what a DICOM result needs. Another format may still work; please report
-    the request id."""
-
-    slug, title = "seg-encoding-failed", "The DICOM result could not be written"
 
 
 class ResultNotProved(ServiceFault):
