@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.bundle import Bundle
 from contract.tensors import POINTS
+from service.dicom.profiles import profile_named, profile_names
 from service.dicom.transfer_syntaxes import readable_transfer_syntaxes
 from service.preview import RESEARCH_USE
 from service.results import DEFAULT_FORMAT, FORMATS
@@ -41,6 +42,10 @@ def capabilities(bundle: Bundle, settings: Settings) -> dict[str, Any]:
         "formats": {
             name: {"media_type": item.media_type, "description": item.description, "default": name == DEFAULT_FORMAT}
             for name, item in FORMATS.items()
+        },
+        "profiles": {
+            name: profile_named(name, settings.profiles_dir).description
+            for name in profile_names(settings.profiles_dir)
         },
         "prompts": ["text", "points", "boxes", "organ_mask", "mask"],
         "archives": ["ZIP", "TAR", "TAR.GZ"],

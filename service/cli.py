@@ -75,6 +75,7 @@ def segment_command(
     ] = None,
     series: Annotated[str | None, typer.Option(metavar="UID", help="Series, when there are several.")] = None,
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = DEFAULT_FORMAT,
+    profile: Annotated[str | None, typer.Option(help="Destination profile; `tags capabilities` lists them.")] = None,
 ) -> None:
     """Segment the tumour at a prompt, in this process. Point, background, index and box may be repeated."""
     with reported_errors():
@@ -86,6 +87,7 @@ def segment_command(
             mask=mask,
             series_instance_uid=series,
             format=format,
+            profile=profile,
         )
         silence_foreign_libraries(lambda: None)
         with err.status("starting") as status:
@@ -238,6 +240,7 @@ def capabilities_table(document: dict[str, Any]) -> Table:
     table.add_row("engine", document["engine"])
     table.add_row("modalities", ", ".join(document["modalities"]))
     table.add_row("formats", ", ".join(document["formats"]))
+    table.add_row("profiles", ", ".join(document["profiles"]))
     table.add_row("prompts", ", ".join(document["prompts"]))
     table.add_row("archives", ", ".join(document["archives"]))
     for name, value in document["limits"].items():

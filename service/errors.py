@@ -5,13 +5,14 @@ A leaf's docstring says what happened and what to do; `docs/errors.md` and the p
 TagsError
 ├── RequestRefused      MalformedRequest 400, UnknownPath 404, MethodNotAllowed 405, NotAcceptable 406,
 │                       UploadStalled 408, UploadTooLarge 413, UnsupportedMediaType 415,
-│                       UnsupportedTransferSyntax 415
+│                       UnsupportedTransferSyntax 415, UnknownProfile 400
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
-│                       InconsistentGeometry, UnsupportedModality, DamagedPixelData 422; VolumeTooLarge 413
+│                       InconsistentGeometry, UnsupportedModality, DamagedPixelData, SegEncodingFailed 422;
+│                       VolumeTooLarge 413
 ├── PromptsRefused      NoPrompts, PromptOutsideVolume, TooManyPrompts, MaskMismatch 422
 ├── NothingFound        422 (only for formats that cannot say "nothing": DICOM SEG)
 ├── ModelUnavailable    ModelNotReady 503, ModelBusy 503, ModelTimeout 504, ModelContractBroken 502
-└── ServiceFault        SegEncodingFailed 500, InternalError 500
+└── ServiceFault        ResultNotProved 500, InternalError 500
 """
 
 from __future__ import annotations
@@ -90,6 +91,12 @@ class UnsupportedTransferSyntax(RequestRefused):
     status, slug, title = 415, "unsupported-transfer-syntax", "No decoder for this transfer syntax"
 
 
+class UnknownProfile(RequestRefused):
+    """`profile` names no destination that this service has a profile for. `profiles` lists those that it has."""
+
+    slug, title = "unknown-profile", "No such destination profile"
+
+
 class SeriesRefused(TagsError):
     status = 422
 
@@ -158,6 +165,13 @@ class VolumeTooLarge(SeriesRefused):
     around the finding."""
 
     status, slug, title = 413, "volume-too-large", "The volume exceeds a limit"
+
+
+class SegEncodingFailed(SeriesRefused):
+    """The mask exists, but the series lacks what a DICOM result needs, such as FrameOfReferenceUID. Ask for another
+    format, or send the original images."""
+
+    slug, title = "seg-encoding-failed", "The series lacks what a DICOM result needs"
 
 
 class PromptsRefused(TagsError):
@@ -233,11 +247,12 @@ class ServiceFault(TagsError):
     status = 500
 
 
-class SegEncodingFailed(ServiceFault):
-    """The mask exists, but the series lacks what a DICOM SEG needs. Another format may still work; please report
-    the request id."""
+class ResultNotProved(ServiceFault):
+    """A result object was written, read again by other code, and found to differ from the mask, to lie outside its
+    images, or to break the standard. It is not released. The detail says which check failed; please report the request
+    id."""
 
-    slug, title = "seg-encoding-failed", "The DICOM result could not be written"
+    slug, title = "result-not-proved", "The result did not pass its proof, and is not released"
 
 
 class InternalError(ServiceFault):

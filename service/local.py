@@ -16,6 +16,8 @@ from pathlib import Path
 from service.api.archives import Inbox, unpack
 from service.app import open_engine
 from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.lineage import read_lineage
+from service.dicom.profiles import profile_named
 from service.dicom.series import Series
 from service.domain.prompts import Prompts
 from service.errors import MalformedRequest
@@ -38,6 +40,7 @@ class LocalRequest:
     mask: Path | None = None
     series_instance_uid: str | None = None
     format: str = "seg"
+    profile: str | None = None  # of the destination, `default` for None
 
 
 async def segment_local(request: LocalRequest, settings: Settings, stages: Stages) -> tuple[Result, Finding]:
@@ -74,12 +77,16 @@ async def _segment(
     request: LocalRequest, files: Sequence[Path], engine: Engine, settings: Settings, stages: Stages
 ) -> tuple[Result, Finding]:
     limits = SeriesLimits(max_instances=settings.max_instances, max_voxels=settings.max_voxels)
+    profile = profile_named(request.profile, settings.profiles_dir)
     with stages("headers"):
         series = read_series(files, series_instance_uid=request.series_instance_uid, limits=limits)
     prompts = _resolve(request, series)
     mask = await segment(series, prompts, engine, stages)
-    result = render(request.format, series, mask, prompts, engine.bundle, stages)
-    return result, Finding(series, mask, prompts, engine.bundle, stages)
+    lineage = read_lineage(request.mask)
+    result = render(
+        request.format, series, mask, prompts, engine.bundle, stages, profile=profile, lineage=lineage
+    )  # fmt: skip
+    return result, Finding(series, mask, prompts, engine.bundle, stages, profile, lineage)
 
 
 def _resolve(request: LocalRequest, series: Series) -> Prompts:

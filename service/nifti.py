@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from nibabel.wrapstruct import WrapStructError
 from service.domain.geometry import Geometry
 from service.domain.mask import Mask
 from service.domain.regrid import regrid
-from service.errors import MalformedRequest, MaskMismatch
+from service.errors import MalformedRequest, MaskMismatch, ResultNotProved
 
 SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT: millimetres in the scanner's frame
 FOREGROUND = 0.5  # label maps start at 1, probabilities cross one half
 MAX_VOXELS = 1024 * 1024 * 1024  # of a mask that is read: a small gzip stream may inflate to anything
+PLACE_TOLERANCE_MM = 1e-3  # of a grid's corner; sform is float32
 GZIP_LEVEL = 4  # a mask is almost all zeros; higher levels only take longer
 SHEAR_TOLERANCE = 1e-4  # cosine between axes; qform cannot hold more
 READ_ERRORS = (
@@ -48,6 +50,27 @@ def write_nifti(mask: Mask) -> bytes:
     if _is_orthogonal(affine):
         image.set_qform(affine, SCANNER)
     return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)
+
+
+def prove_nifti(content: bytes, mask: Mask) -> None:
+    """Read the bytes again without nibabel: every voxel, and the place of the grid's corners to 0.001 mm.
+
+    Source: nifti1.h; dim at 40, datatype at 70, vox_offset at 108, the rows of sform at 280.   Raises: ResultNotProved.
+    """
+    plain = gzip.decompress(content)
+    width, height, depth = struct.unpack_from("<3h", plain, 42)
+    (offset,) = struct.unpack_from("<f", plain, 108)
+    rows = np.array(struct.unpack_from("<12f", plain, 280)).reshape(3, 4)
+    voxels = np.frombuffer(plain, np.uint8, offset=int(offset))
+    if voxels.size != mask.voxels.size or (depth, height, width) != mask.voxels.shape:
+        raise ResultNotProved("NIfTI: another number of voxels than the series.")
+    if not np.array_equal(voxels.reshape(mask.voxels.shape) != 0, mask.voxels):
+        raise ResultNotProved("NIfTI: voxels differ from the mask.")
+    for corner_zyx in product(*((0, n - 1) for n in mask.voxels.shape)):
+        place = rows @ (*corner_zyx[::-1], 1)
+        expected = mask.geometry.to_lps_mm(np.array([corner_zyx]))[0] * (-1, -1, 1)
+        if np.abs(place - expected).max() > PLACE_TOLERANCE_MM:
+            raise ResultNotProved("NIfTI: the grid lies elsewhere than the series.")
 
 
 def read_nifti(path: Path, geometry: Geometry) -> np.ndarray:

@@ -1,7 +1,8 @@
 """A preview for the eye: three orthogonal planes through the result, with its outline, the prompts and a warning.
 
-What enters: a series, its mask, the prompts. What leaves: PNG bytes. Only the slices of a slab around the result are
-decoded. Planes keep their proportions in mm; letters at the edges say where the patient's sides are. Not for measuring.
+What enters: a series, its mask, the prompts. What leaves: PNG bytes, or one slice's picture for a secondary capture.
+Only the slices of a slab around the result are decoded. Planes keep their proportions in mm; letters at the edges say
+where the patient's sides are. Not for measuring.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ SLAB_MARGIN = 0.5  # of the mask's own height, above and below
 OUTLINE, FILL_ALPHA = (255, 64, 64), 70
 FOREGROUND, BACKGROUND, BOX = (64, 255, 96), (64, 160, 255), (255, 220, 64)
 BAR_PIXELS = 26
+KEY_IMAGE_WIDTH = 512  # pixels at least, so that the warning fits
 # Ends of the L, P and S axes, for a plane's edge letters: (towards +, towards -).
 SIDES = (("L", "R"), ("P", "A"), ("S", "I"))
+_TO_DICOM = str.maketrans("SI", "HF")  # head and foot: PS3.3 C.7.6.1.1.1
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ def overlay_png(series: SourceImage, mask: Mask, prompts: Prompts) -> bytes:
     geometry = series.geometry
     centre_zyx = _centre(mask, prompts)
     start, stop = _slab(mask, centre_zyx, geometry)
-    volume = series.read(start, stop)
-    low, high = SOFT_TISSUE_HU if series.modality == "CT" else np.percentile(volume.voxels, MR_PERCENTILES)
-    grey = np.clip((volume.voxels - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
+    grey = _grey(series.read(start, stop).voxels, series.modality)
     slab = geometry.crop((start, 0, 0), (stop, *geometry.shape_zyx[1:]))
     centre_zyx = centre_zyx - (start, 0, 0)
     scale = PANEL_PIXELS / float(np.max(slab.spacing_zyx_mm[1:] * slab.shape_zyx[1:]))
@@ -60,6 +61,41 @@ def overlay_png(series: SourceImage, mask: Mask, prompts: Prompts) -> bytes:
         _panel(plane, grey, mask.voxels[start:stop], slab, prompts, centre_zyx, scale) for plane in PLANES
     ]  # fmt: skip
     return _compose(panels, _caption(mask))
+
+
+def key_slices(mask: Mask, prompts: Prompts, count: int) -> list[int]:
+    """The slice of the largest area first, then others spread evenly over the finding; without one, the click's."""
+    slices = np.flatnonzero(mask.voxels.any(axis=(1, 2)))
+    largest = int(_centre(mask, prompts)[0])
+    if not slices.size or count == 1:
+        return [largest]
+    spread = slices[np.linspace(0, len(slices) - 1, count).round().astype(int)].tolist()
+    return [largest, *dict.fromkeys(number for number in spread if number != largest)][:count]
+
+
+def key_image(series: SourceImage, mask: Mask, prompts: Prompts, number: int) -> np.ndarray:
+    """One source slice with the outline, the patient's sides and the warning burned in. Returns: (H, W, 3) uint8.
+
+    Raises: what `series.read` raises.
+    """
+    plane, depth = PLANES[0], series.geometry.shape_zyx[0]
+    slab = series.geometry.crop((number, 0, 0), (number + 1, *series.geometry.shape_zyx[1:]))
+    grey = _grey(series.read(number, number + 1).voxels, series.modality)
+    scale = PANEL_PIXELS / float(np.max(slab.spacing_zyx_mm[1:] * slab.shape_zyx[1:]))
+    panel = _panel(plane, grey, mask.voxels[number : number + 1], slab, prompts, np.zeros(3, int), scale)
+    sheet = Image.new("RGB", (max(panel.width, KEY_IMAGE_WIDTH), panel.height + 2 * BAR_PIXELS))
+    sheet.paste(panel, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for line, words in enumerate((RESEARCH_USE, f"Slice {number + 1} of {depth}. {_caption(mask)}")):
+        place = (6, panel.height + line * BAR_PIXELS + 5)
+        draw.text(place, words, fill=(255, 200, 80), font=ImageFont.load_default(14))
+    return np.asarray(sheet)
+
+
+def _grey(voxels: np.ndarray, modality: str) -> np.ndarray:
+    """uint8 of the same shape, windowed."""
+    low, high = SOFT_TISSUE_HU if modality == "CT" else np.percentile(voxels, MR_PERCENTILES)
+    return np.asarray(np.clip((voxels - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8))
 
 
 def _centre(mask: Mask, prompts: Prompts) -> np.ndarray:
@@ -143,6 +179,12 @@ def _letters(draw: ImageDraw.ImageDraw, size: tuple[int, int], slab: Geometry, p
     }
     for letter, place in places.items():
         draw.text(place, letter, fill=(230, 230, 230), font=ImageFont.load_default(12))
+
+
+def patient_orientation(geometry: Geometry) -> tuple[str, str]:
+    """Where rows and columns run to, as DICOM's Patient Orientation has it: ("L", "P") of an axial image."""
+    right, bottom = _sides(geometry, 2)[1], _sides(geometry, 1)[1]
+    return right.translate(_TO_DICOM), bottom.translate(_TO_DICOM)
 
 
 def _sides(geometry: Geometry, axis: int) -> tuple[str, str]:

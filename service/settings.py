@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     allow_untrained: bool = False
     """Serve a bundle whose weights were never trained. Off, since its masks mean nothing; for tests of the plumbing."""
 
+    profiles_dir: Path | None = None
+    """Directory of the site's own destination profiles (NAME.yaml); one with the name of a shipped profile wins."""
+
     data_dir: Path = Path("data")
     """Directory for what the service keeps between runs. Nothing is kept there yet: a request leaves nothing behind."""
 

@@ -14,7 +14,8 @@ ALIASES = {
     "image/*": "png",
     "*/*": DEFAULT_FORMAT,
 }
-BY_MEDIA_TYPE = {item.media_type: name for name, item in FORMATS.items()} | ALIASES
+# Where several formats share a type, the first of FORMATS stands for it: application/dicom means SEG.
+BY_MEDIA_TYPE = {item.media_type: name for name, item in reversed(FORMATS.items())} | ALIASES
 
 
 def choose_format(*, query: str | None, field: str | None, accept: str | None) -> str:

@@ -43,12 +43,17 @@ SEGMENT_BODY: dict[str, Any] = {
                             "description": "required when the upload holds more than one usable series",
                         },
                         "format": {"type": "string", "enum": list(FORMATS), "default": "seg"},
+                        "profile": {"type": "string", "description": "destination profile, see /capabilities"},
                     },
                 },
                 "encoding": {"prompts": {"contentType": "application/json"}},
             }
         },
     }
+}
+FORMATS_BY_MEDIA_TYPE = {
+    item.media_type: [name for name, other in FORMATS.items() if other.media_type == item.media_type]
+    for item in FORMATS.values()
 }
 SEGMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -59,8 +64,8 @@ SEGMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
             "X-Request-ID": {"description": "stands in the log and in problems", "schema": {"type": "string"}},
         },
         "content": {
-            item.media_type: {"schema": {"type": "object"} if name == "json" else BINARY, "x-format": name}
-            for name, item in FORMATS.items()
+            media_type: {"schema": {"type": "object"} if "json" in names else BINARY, "x-format": ", ".join(names)}
+            for media_type, names in FORMATS_BY_MEDIA_TYPE.items()
         },
     },
     **problem_responses(TagsError),

@@ -7,6 +7,7 @@ writing. Whatever uses the CPU runs in a thread, so that the event loop keeps an
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -22,6 +23,8 @@ from service.api.openapi import SEGMENT_BODY, SEGMENT_RESPONSES
 from service.api.problems import record_of
 from service.api.uploads import Upload, received
 from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.lineage import read_lineage
+from service.dicom.profiles import Profile, profile_named
 from service.dicom.series import Series
 from service.domain.prompts import Prompts
 from service.errors import ModelTimeout
@@ -47,7 +50,10 @@ router = APIRouter()
 async def post_segment(
     request: Request,
     gateway: SharedGateway,
-    format: Annotated[str | None, Query(description="seg (default), nifti, json, png or bundle")] = None,
+    format: Annotated[
+        str | None, Query(description="seg (default), rtstruct, sr, sc, nifti, json, png or bundle")
+    ] = None,
+    profile: Annotated[str | None, Query(description="destination profile; /capabilities lists them")] = None,
 ) -> Response:
     """Research use only. Not for diagnosis or treatment.
 
@@ -57,13 +63,16 @@ async def post_segment(
     accept = request.headers.get("accept")
     if format:
         format_named(format)  # a bad query is refused before the body is read
+    if profile:
+        profile_named(profile, settings.profiles_dir)
     try:
         async with gateway.admission.place(), received(request, settings, stages) as upload:
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
+            wishes = profile_named(profile or upload.fields.get("profile", "").strip(), settings.profiles_dir)
             document = read_prompt_document(upload.fields.get("prompts"))
             with anyio.move_on_after(settings.request_timeout_s):
-                result = await while_connected(request, _segment(gateway, upload, document, record, stages))
+                result = await while_connected(request, _segment(gateway, upload, document, wishes, record, stages))
                 return _answer(result, gateway, stages)
             raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
     finally:
@@ -71,7 +80,12 @@ async def post_segment(
 
 
 async def _segment(
-    gateway: Gateway, upload: Upload, document: PromptDocument, record: RequestRecord, stages: Stages
+    gateway: Gateway,
+    upload: Upload,
+    document: PromptDocument,
+    profile: Profile,
+    record: RequestRecord,
+    stages: Stages,
 ) -> Result:
     """The way from files to a result, in its turn."""
     async with gateway.admission.turn():
@@ -82,8 +96,10 @@ async def _segment(
         _note_prompts(record, prompts)
         mask = await segment(series, prompts, gateway.engine, stages)
         record.found = bool(mask.voxels.any())
+        lineage = await to_thread.run_sync(read_lineage, upload.mask)
+        write = partial(render, profile=profile, lineage=lineage)
         return await to_thread.run_sync(
-            render, record.format, series, mask, prompts, gateway.engine.bundle, stages
+            write, record.format, series, mask, prompts, gateway.engine.bundle, stages
         )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """One file's header: what the rest of the service needs of it, as plain values.
 
-What enters: a path. What leaves: a `Header`, or a `NotUsed` that says by a slug why this file is no image of a volume.
+What enters: a path. What leaves: a `Header` for each frame (one, but for Enhanced CT and MR), or a `NotUsed` that says
+by a slug why this file is no image of a volume. A frame's own values come from its functional groups (PS3.3 C.7.6.16),
+which stand per frame or are shared by all.
 Pixels are never read here. Nothing in this module raises for a bad file, and nothing in a slug comes from one.
 """
 
@@ -10,12 +12,14 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -34,20 +38,24 @@ from pydicom.uid import (
 
 from service.dicom.limited_reader import LimitedReader
 
-MODALITY_OF = {CTImageStorage: "CT", MRImageStorage: "MR"}
-MULTI_FRAME = {
-    EnhancedCTImageStorage,
-    EnhancedMRImageStorage,
-    EnhancedMRColorImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-    LegacyConvertedEnhancedMRImageStorage,
+SINGLE_FRAME = {CTImageStorage: "CT", MRImageStorage: "MR"}
+ENHANCED = {
+    EnhancedCTImageStorage: "CT",
+    EnhancedMRImageStorage: "MR",
+    EnhancedMRColorImageStorage: "MR",
+    LegacyConvertedEnhancedCTImageStorage: "CT",
+    LegacyConvertedEnhancedMRImageStorage: "MR",
 }
+MODALITY_OF = SINGLE_FRAME | ENHANCED
+LABELMAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # which pydicom 3.0 has no name for
+MAX_FRAMES = 20_000  # of one object; the largest clinical ones have some thousands
 # What tells acquisitions apart that share positions: named in a refusal, so names only from the standard.
 DISCRIMINATORS = (
     "AcquisitionNumber",
     "EchoNumbers",
     "EchoTime",
     "InversionTime",
+    "StackID",
     "TemporalPositionIdentifier",
     "TriggerTime",
     "DiffusionBValue",
@@ -62,7 +70,30 @@ READ_TAGS = [
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
+_TAGS = {name: Tag(name) for name in READ_TAGS}  # looking a name up costs pydicom more than reading its value
+# Where the functional groups keep what a single-frame image has at its root: attribute, sequence, name there.
+IN_FUNCTIONAL_GROUPS = (
+    ("ImagePositionPatient", "PlanePositionSequence", "ImagePositionPatient"),
+    ("ImageOrientationPatient", "PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelSpacing", "PixelMeasuresSequence", "PixelSpacing"),
+    ("SliceThickness", "PixelMeasuresSequence", "SliceThickness"),
+    ("SpacingBetweenSlices", "PixelMeasuresSequence", "SpacingBetweenSlices"),
+    ("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope"),
+    ("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept"),
+    ("StackID", "FrameContentSequence", "StackID"),
+    ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
+    ("TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
+    ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+    ("DiffusionBValue", "MRDiffusionSequence", "DiffusionBValue"),
+    ("TriggerTime", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("ImageType", "MRImageFrameTypeSequence", "FrameType"),
+    ("ImageType", "CTImageFrameTypeSequence", "FrameType"),
+)
+PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag (7FE0,0010) in either byte order
+LONG_VRS = (b"OB", b"OW", b"UN")  # explicit: the value follows VR, two reserved bytes and a length of four
+UNDEFINED_LENGTH = 0xFFFFFFFF  # of encapsulated frames
 # What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
 READ_ERRORS = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
@@ -81,14 +112,19 @@ class NotUsed:
 
     reason: str
     series_instance_uid: str = ""
+    sop_instance_uid: str = ""
 
 
 @dataclass(frozen=True)
 class Header:
-    """A single-frame CT or MR image without its pixels. None or () stands for absent or unreadable."""
+    """One frame of a CT or MR image without its pixels. None or () stands for absent or unreadable."""
 
     path: Path
+    sop_class_uid: str
     sop_instance_uid: str
+    frame: int  # of an Enhanced object, from 1; 0 for a single-frame image
+    frames: int  # of the object
+    pixel_offset: int  # of the value of its pixel data in the file; 0 where that is not a place in the file (deflated)
     series_instance_uid: str
     study_instance_uid: str
     frame_of_reference_uid: str
@@ -117,8 +153,8 @@ class Header:
         return self.rows * self.columns
 
 
-def read_header(path: Path) -> Header | NotUsed:
-    """The header of one file, or why it is not used.
+def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
+    """The header of each frame in one file, or why it is not used.
 
     Slugs: not-dicom, unreadable, dicomdir, other-object, other-modality, multi-frame, localizer, colour,
     intensity-table, no-uid.
@@ -132,14 +168,14 @@ def read_header(path: Path) -> Header | NotUsed:
                 return NotUsed("not-dicom")
             stream.check_inflation(start)
             stream.seek(0)
-            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=READ_TAGS)
-            remaining = path.stat().st_size - stream.tell()
+            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=list(_TAGS.values()))
+            pixels = _pixels(stream, path.stat().st_size)
     except READ_ERRORS:
         return NotUsed("not-dicom" if forced else "unreadable")
     if forced and not _looks_like_dicom(dataset):
         return NotUsed("not-dicom")
     try:
-        return _unused(dataset) or _header(path, dataset, remaining)
+        return _unused(dataset) or _headers(path, dataset, pixels)
     except READ_ERRORS:
         return NotUsed("unreadable", _text(dataset, "SeriesInstanceUID"))
 
@@ -155,22 +191,26 @@ def _unused(dataset: Dataset) -> NotUsed | None:
     series_instance_uid = _text(dataset, "SeriesInstanceUID")
 
     def because(reason: str) -> NotUsed:
-        return NotUsed(reason, series_instance_uid)
+        return NotUsed(reason, series_instance_uid, _text(dataset, "SOPInstanceUID"))
 
     if not sop_class:
         return because("unreadable")
     if sop_class == MediaStorageDirectoryStorage:
         return because("dicomdir")
-    if sop_class in MULTI_FRAME or (sop_class in MODALITY_OF and (_integer(dataset, "NumberOfFrames") or 1) > 1):
+    frames = _integer(dataset, "NumberOfFrames") or 1
+    if (sop_class in SINGLE_FRAME and frames > 1) or frames > MAX_FRAMES:
         return because("multi-frame")
     if sop_class not in MODALITY_OF:
         # An image of another modality has rows; a report, a plan or a presentation state has none.
-        derived = "SecondaryCapture" in _keyword(sop_class) or "Segmentation" in _keyword(sop_class)
+        keyword = _keyword(sop_class)
+        derived = "SecondaryCapture" in keyword or "Segmentation" in keyword or sop_class == LABELMAP_STORAGE
         return because("other-modality" if "Rows" in dataset and not derived else "other-object")
     if not series_instance_uid or not _text(dataset, "StudyInstanceUID"):
         return because("no-uid")
     if "LOCALIZER" in _texts(dataset, "ImageType"):
         return because("localizer")
+    if "MOSAIC" in _texts(dataset, "ImageType"):
+        return because("mosaic")
     if _integer(dataset, "SamplesPerPixel") not in (None, 1) or "PALETTE" in str(
         dataset.get("PhotometricInterpretation", "")
     ):
@@ -180,15 +220,76 @@ def _unused(dataset: Dataset) -> NotUsed | None:
     return None
 
 
-def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
+@dataclass(frozen=True)
+class _Pixels:
+    """Where the pixel data's value starts, and how long it may be: of the file's rest or of its own length."""
+
+    offset: int = 0
+    available_bytes: int = 0
+
+
+def _pixels(stream: LimitedReader, file_bytes: int) -> _Pixels:
+    """Of the element that pydicom stopped before; nothing where it found none."""
+    start = stream.tell()
+    element = stream.read(12)
+    if element[:4] not in PIXEL_DATA:
+        return _Pixels(0, file_bytes - start)
+    order: Literal["little", "big"] = "little" if element[:4] == PIXEL_DATA[0] else "big"
+    explicit = element[4:6] in LONG_VRS
+    offset = start + (12 if explicit else 8)
+    length = int.from_bytes(element[8:12] if explicit else element[4:8], order)
+    rest = max(file_bytes - offset, 0)
+    return _Pixels(offset, rest if length == UNDEFINED_LENGTH else min(rest, length))
+
+
+def _headers(path: Path, dataset: Dataset, pixels: _Pixels) -> tuple[Header, ...] | NotUsed:
+    """One for a single-frame image, one per frame for an Enhanced one."""
+    root = _header(path, dataset, pixels)
+    if root.sop_class_uid in SINGLE_FRAME:
+        return (root,)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or ()), Dataset())
+    if len(groups) != root.frames:
+        return NotUsed("frames-without-place", root.series_instance_uid, root.sop_instance_uid)
+    return tuple(_frame(root, number, group, shared) for number, group in enumerate(groups, start=1))
+
+
+def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header:
+    """A frame's own values over those of the object."""
+    own = Dataset()
+    for keyword, sequence, name in IN_FUNCTIONAL_GROUPS:
+        items = group.get(sequence) or shared.get(sequence)
+        if items and name in items[0]:
+            setattr(own, keyword, items[0][name].value)
+    discriminators = dict(root.discriminators) | {name: _told(own, name) for name in DISCRIMINATORS if name in own}
+    return replace(
+        root,
+        frame=number,
+        position_lps_mm=_numbers(own, "ImagePositionPatient", 3),
+        orientation=_numbers(own, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=_numbers(own, "PixelSpacing", 2),
+        slice_thickness_mm=_number(own, "SliceThickness"),
+        spacing_between_slices_mm=_number(own, "SpacingBetweenSlices"),
+        slope=_rescale(own, "RescaleSlope", absent=1.0),
+        intercept=_rescale(own, "RescaleIntercept", absent=0.0),
+        discriminators=tuple(discriminators.items()),
+    )
+
+
+def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
     meta = dataset.file_meta
     bits_allocated = _integer(dataset, "BitsAllocated") or 0
     bits_stored = _integer(dataset, "BitsStored") or bits_allocated
     rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
     transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or _guessed_transfer_syntax(dataset))
+    frames = max(_integer(dataset, "NumberOfFrames") or 1, 1)
     padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
     return Header(
         path=path,
+        sop_class_uid=str(dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID),
+        frame=0,
+        frames=frames,
+        pixel_offset=0 if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else pixels.offset,
         sop_instance_uid=_text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
         series_instance_uid=_text(dataset, "SeriesInstanceUID"),
         study_instance_uid=_text(dataset, "StudyInstanceUID"),
@@ -210,8 +311,8 @@ def _header(path: Path, dataset: Dataset, remaining_bytes: int) -> Header:
         slope=_rescale(dataset, "RescaleSlope", absent=1.0),
         intercept=_rescale(dataset, "RescaleIntercept", absent=0.0),
         body_part=_text(dataset, "BodyPartExamined").upper(),
-        complete=_is_complete(transfer_syntax_uid, remaining_bytes, rows * columns * bits_allocated // 8),
-        discriminators=tuple((name, repr(_value(dataset, name))) for name in DISCRIMINATORS),
+        complete=_is_complete(transfer_syntax_uid, pixels, frames * rows * columns * bits_allocated // 8),
+        discriminators=tuple((name, _told(dataset, name)) for name in DISCRIMINATORS),
     )
 
 
@@ -221,13 +322,12 @@ def _guessed_transfer_syntax(dataset: Dataset) -> str:
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
 
 
-def _is_complete(transfer_syntax_uid: str, remaining_bytes: int, pixel_bytes: int) -> bool:
-    """Native pixels must all be there; of a compressed or deflated stream only that something is. `remaining_bytes`
-    starts with the pixel data element's own 8 or 12 bytes."""
+def _is_complete(transfer_syntax_uid: str, pixels: _Pixels, pixel_bytes: int) -> bool:
+    """Native pixels must all be there; of a compressed or deflated stream only that something is."""
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         return True
     native = transfer_syntax_uid in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-    return remaining_bytes >= 8 + (pixel_bytes if native else 8)
+    return pixels.offset > 0 and pixels.available_bytes >= (pixel_bytes if native else 8)
 
 
 def _keyword(sop_class: str) -> str:
@@ -242,6 +342,12 @@ def _texts(dataset: Dataset, name: str) -> tuple[str, ...]:
     value = _value(dataset, name) or ()
     values: Iterable[Any] = (value,) if isinstance(value, str) else value
     return tuple(str(text).strip().upper() for text in values)
+
+
+def _told(dataset: Dataset, name: str) -> str:
+    """A value as text that two images can be compared by."""
+    value = _value(dataset, name)
+    return str(list(value) if isinstance(value, MultiValue) else value)
 
 
 def _integer(dataset: Dataset, name: str) -> int | None:
@@ -280,6 +386,7 @@ def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
 
 def _value(dataset: Dataset, name: str) -> Any:
     try:
-        return dataset.get(name)
+        element = dataset.get(_TAGS[name])
+        return None if element is None else element.value
     except READ_ERRORS:  # pydicom converts on access
         return None

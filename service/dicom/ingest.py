@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.dicom.header import Header, NotUsed, read_header
+from service.dicom.header import Header, NotUsed, read_headers
 from service.dicom.pixels import check_transfer_syntaxes, read_voxels
 from service.dicom.series import Series, SetAside
 from service.dicom.stack import stack
@@ -36,7 +36,9 @@ WHY = {
     "dicomdir": "DICOMDIR directories",
     "other-object": "objects without a volume (reports, segmentations, structure sets, captures)",
     "other-modality": "images of other modalities",
-    "multi-frame": "Enhanced multi-frame images, which are not read yet: convert them to single-frame CT or MR",
+    "multi-frame": "multi-frame objects that are no Enhanced CT or MR, or have more frames than any of those",
+    "frames-without-place": "Enhanced multi-frame images that do not say where each frame lies",
+    "mosaic": "mosaics of many slices in one image: export them as single slices or as Enhanced MR",
     "localizer": "localizers",
     "colour": "colour images",
     "intensity-table": "images with a modality lookup table instead of a rescale",
@@ -73,8 +75,9 @@ def read_series(files: Sequence[Path], *, series_instance_uid: str | None, limit
     check_transfer_syntaxes(headers)
     distinct = _without_copies(headers)
     ordered, geometry = stack(distinct)
-    reasons = Counter(entry.reason for entry in unused) + Counter(duplicate=len(headers) - len(distinct))
-    return Series(ordered, geometry, tuple(SetAside(reason, count) for reason, count in sorted(reasons.items())))
+    kept = {id(header) for header in distinct}
+    copies = [NotUsed("duplicate", h.series_instance_uid, h.sop_instance_uid) for h in headers if id(h) not in kept]
+    return Series(ordered, geometry, _set_aside([*unused, *copies]))
 
 
 def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed]]:
@@ -82,12 +85,23 @@ def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed
     series: dict[str, list[Header]] = defaultdict(list)
     unused: list[NotUsed] = []
     for path in files:
-        header = read_header(path)
-        if isinstance(header, NotUsed):
-            unused.append(header)
+        headers = read_headers(path)
+        if isinstance(headers, NotUsed):
+            unused.append(headers)
         else:
-            series[header.series_instance_uid].append(header)
+            series[headers[0].series_instance_uid] += headers
     return dict(series), unused
+
+
+def _set_aside(unused: Sequence[NotUsed]) -> tuple[SetAside, ...]:
+    """By reason, in alphabetical order."""
+    by_reason: dict[str, list[NotUsed]] = defaultdict(list)
+    for entry in unused:
+        by_reason[entry.reason].append(entry)
+    return tuple(
+        SetAside(reason, len(entries), tuple(e.sop_instance_uid for e in entries if e.sop_instance_uid))
+        for reason, entries in sorted(by_reason.items())
+    )
 
 
 def _choose(series: dict[str, list[Header]], unused: list[NotUsed], series_instance_uid: str | None) -> list[Header]:
@@ -125,7 +139,13 @@ def _nothing_usable(unused: Sequence[NotUsed]) -> TagsError:
     told = "; ".join(f"{count} {WHY[reason]}" for reason, count in counts.most_common())
     if not counts or set(counts) <= {"not-dicom", "unreadable"}:
         return NotDicom(f"No file is a DICOM image: {told or 'no file at all'}.", set_aside=set_aside)
-    if "other-modality" in counts and not counts.keys() & {"multi-frame", "localizer", "colour", "intensity-table"}:
+    if "other-modality" in counts and not counts.keys() & {
+        "multi-frame",
+        "mosaic",
+        "localizer",
+        "colour",
+        "intensity-table",
+    }:
         return UnsupportedModality(f"The upload holds no CT or MR image: {told}.", set_aside=set_aside)
     return NoUsableSeries(f"Nothing in the upload forms a volume: {told}.", set_aside=set_aside)
 
@@ -147,9 +167,9 @@ def _without_copies(headers: Sequence[Header]) -> list[Header]:
 
     Raises: MixedSeries when two files claim to be the same instance but differ.
     """
-    of_uid: dict[str, Header] = {}
+    of_uid: dict[tuple[str, int], Header] = {}
     for header in headers:
-        first = of_uid.setdefault(header.sop_instance_uid, header)
+        first = of_uid.setdefault((header.sop_instance_uid, header.frame), header)
         if first is not header and not _same_image(first, header):
             raise MixedSeries("Two different images carry the same SOPInstanceUID. Send the series from its source.")
     at_place: dict[tuple[float, ...], Header] = {}
@@ -163,7 +183,7 @@ def _without_copies(headers: Sequence[Header]) -> list[Header]:
 
 def _same_image(one: Header, other: Header) -> bool:
     """Equal files; or, after a change of transfer syntax, equal places and pixels."""
-    if filecmp.cmp(one.path, other.path, shallow=False):
+    if one.frame == other.frame and filecmp.cmp(one.path, other.path, shallow=False):
         return True
     placed_alike = (one.position_lps_mm, one.orientation) == (other.position_lps_mm, other.orientation)
     return placed_alike and np.array_equal(read_voxels(one), read_voxels(other))

@@ -6,7 +6,6 @@ threads may read at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,11 @@ from functools import cached_property
 import numpy as np
 
 from service.dicom.header import Header
-from service.dicom.pixels import NATIVE, read_voxels
+from service.dicom.pixels import read_voxels
 from service.domain.geometry import Geometry
 from service.domain.volume import Volume
 
-DECODING_THREADS = 4  # compressed images only: decoders release the GIL, plain reads gain nothing
+DECODING_THREADS = 4  # decoders, file reads and numpy release the GIL
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class SetAside:
 
     reason: str
     count: int
+    sop_instance_uids: tuple[str, ...] = ()  # of those that have one
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +60,10 @@ class Series:
 
     @cached_property
     def _slices(self) -> dict[str, int]:
-        return {uid: index for index, uid in enumerate(self.sop_instance_uids)}
+        return {h.sop_instance_uid: index for index, h in enumerate(self.headers) if h.frames == 1}
 
     def slice_of(self, sop_instance_uid: str) -> int:
-        """The slice that an image is. Raises: KeyError."""
+        """The slice that an image of one frame is. Raises: KeyError: none is, or it has several frames."""
         return self._slices[sop_instance_uid]
 
     def read(self, start: int, stop: int) -> Volume:
@@ -75,15 +75,18 @@ class Series:
         if not 0 <= start < stop <= depth:
             raise ValueError(f"slices [{start}, {stop}) of {depth}")
         voxels = np.empty((stop - start, height, width), np.float32)
-        wanted = self.headers[start:stop]
-        for index, image in enumerate(_decode(wanted)):
-            voxels[index] = image
+        _decode(self.headers[start:stop], voxels)
         return Volume(voxels, self.geometry.crop((start, 0, 0), (stop, height, width)))
 
 
-def _decode(headers: tuple[Header, ...]) -> Iterable[np.ndarray]:
-    if len(headers) == 1 or all(header.transfer_syntax_uid in NATIVE for header in headers):
-        yield from map(read_voxels, headers)
+def _decode(headers: tuple[Header, ...], voxels: np.ndarray) -> None:
+    """Into `voxels`, (D, H, W) float32: no decoded image waits beside the volume."""
+
+    def decode(index: int) -> None:
+        voxels[index] = read_voxels(headers[index])
+
+    if len(headers) == 1:
+        decode(0)
         return
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        yield from pool.map(read_voxels, headers)
+        list(pool.map(decode, range(len(headers))))  # raises what a decoder raised

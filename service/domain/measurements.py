@@ -15,6 +15,9 @@ from scipy.spatial.distance import pdist
 from service.domain.geometry import Geometry
 from service.domain.mask import Mask
 from service.domain.roi import bounding_box, box_corners
+from service.domain.volume import SourceImage
+
+SLICES_AT_ONCE = 8  # decoded together: in parallel where they are compressed, and never a large part of the series
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +27,34 @@ class Measurements:
     voxels: int
     volume_ml: float
     max_diameter_mm: float  # largest distance between two points of the mask, in any direction
-    long_axis_mm: float  # largest diameter within the slice of the largest area
+    long_axis_mm: float  # largest diameter within the axial plane of the largest area
     short_axis_mm: float  # largest diameter there at right angles to the long axis
     bounding_box_lps_mm: np.ndarray | None  # (2, 3) smallest and largest x, y, z, LPS mm, voxels' outer faces
     bounding_box_index: np.ndarray | None  # (2, 3) int, first and last column, row, slice, as the API's `index`
     score: float  # 0..1
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Of the voxels inside a mask, in the unit of the series: HU in CT, arbitrary in MR."""
+
+    mean: float
+    deviation: float  # of the voxels, not of a sample: divided by their number
+
+
+def intensity(source: SourceImage, mask: Mask) -> Intensity:
+    """Only slices with a voxel of the mask are decoded, a few at a time. Raises: ValueError for an empty mask; what
+    `source.read` raises."""
+    slices = np.flatnonzero(mask.voxels.any(axis=(1, 2)))
+    if not slices.size:
+        raise ValueError("an empty mask has no intensity")
+    inside: list[np.ndarray] = []
+    for start in range(int(slices[0]), int(slices[-1]) + 1, SLICES_AT_ONCE):
+        stop = min(start + SLICES_AT_ONCE, int(slices[-1]) + 1)
+        if mask.voxels[start:stop].any():
+            inside.append(source.read(start, stop).voxels[mask.voxels[start:stop]])
+    values = np.concatenate(inside).astype(float)
+    return Intensity(float(values.mean()), float(values.std()))
 
 
 def measure(mask: Mask) -> Measurements:
@@ -68,7 +94,8 @@ def _row_ends(part: np.ndarray) -> np.ndarray:
 
 
 def _axes_mm(part: np.ndarray, geometry: Geometry) -> tuple[float, float]:
-    """Long and short axis in the slice of the largest area, mm."""
+    """Long and short axis in the axial plane of the largest area, mm."""
+    part, geometry = _axial(part, geometry)
     largest = int(part.sum(axis=(1, 2)).argmax())
     edges = np.diff(part[largest].astype(np.int8), axis=1, prepend=0, append=0) != 0
     rows, ends = np.nonzero(edges)  # both ends of each run of voxels in a row, as its left faces
@@ -84,6 +111,20 @@ def _axes_mm(part: np.ndarray, geometry: Geometry) -> tuple[float, float]:
     a, b = np.unravel_index(distances.argmax(), distances.shape)
     direction = (plane[b] - plane[a]) / distances[a, b]
     return float(distances[a, b]), _widest_chord(plane, direction)
+
+
+def _axial(part: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
+    """The same voxels with their most axial planes as slices: of a sagittal or coronal series, other planes than the
+    acquired ones. Of an oblique series the planes are those of its grid that lie nearest to axial."""
+    axes = geometry.affine[:3, :3]
+    normals = [np.cross(axes[:, (axis + 1) % 3], axes[:, (axis + 2) % 3]) for axis in range(3)]
+    along_body = [abs(normal[2]) / np.linalg.norm(normal) for normal in normals]
+    order = [int(np.argmax(along_body))]
+    order += [axis for axis in range(3) if axis not in order]
+    affine = geometry.affine.copy()
+    affine[:3, :3] = axes[:, order]
+    turned = part.transpose(order)
+    return turned, Geometry(turned.shape, affine, geometry.frame_of_reference_uid)
 
 
 def _widest_chord(polygon: np.ndarray, direction: np.ndarray) -> float:

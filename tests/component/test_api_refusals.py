@@ -131,7 +131,7 @@ async def test_limits_come_from_the_settings(tmp_path, phantom, settings, expect
 async def test_an_unknown_format_is_refused_with_the_list(gateway, phantom, request_as):
     answer = await gateway.segment(phantom.paths, CLICK, **request_as)
     assert (answer.status_code, slug(answer)) == (406, "not-acceptable")
-    assert answer.json()["formats"] == ["seg", "nifti", "json", "png", "bundle"]
+    assert answer.json()["formats"] == ["seg", "rtstruct", "sr", "sc", "nifti", "json", "png", "bundle"]
 
 
 async def test_an_accept_header_that_fits_nothing_is_refused(gateway, phantom):
@@ -139,11 +139,11 @@ async def test_an_accept_header_that_fits_nothing_is_refused(gateway, phantom):
     assert (answer.status_code, slug(answer)) == (406, "not-acceptable")
 
 
-@pytest.mark.parametrize("format", ["rtstruct", "sr"])
-async def test_a_format_that_is_still_to_come_says_so(gateway, phantom, format):
-    answer = await gateway.segment(phantom.paths, CLICK, query=f"?format={format}")
-    assert (answer.status_code, slug(answer)) == (406, "not-acceptable")
-    assert f"{format} is not offered yet" in answer.json()["detail"]
+@pytest.mark.parametrize("request_as", [{"query": "?profile=nowhere"}, {"fields": {"profile": "../default"}}])
+async def test_an_unknown_profile_is_refused_with_the_list(gateway, phantom, request_as):
+    answer = await gateway.segment(phantom.paths, CLICK, **request_as)
+    assert (answer.status_code, slug(answer)) == (400, "unknown-profile")
+    assert answer.json()["profiles"] == ["default", "eclipse", "ohif", "pacs-without-seg", "weasis"]
 
 
 async def test_a_json_body_is_refused_for_now(gateway):

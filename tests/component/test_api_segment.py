@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydicom import dcmread
 
 from service.nifti import read_nifti
 from service.preview import RESEARCH_USE
@@ -86,6 +87,41 @@ async def test_each_format_by_query_field_and_accept(gateway, phantom, format, m
         assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(("format", "modality"), [("seg", "SEG"), ("rtstruct", "RTSTRUCT"), ("sr", "SR"), ("sc", "OT")])
+async def test_dicom_formats_share_a_media_type_and_are_told_apart_by_name(gateway, phantom, format, modality):
+    answer = await gateway.segment(phantom.paths, click(phantom), query=f"?format={format}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/dicom"), answer.text
+    assert answer.headers["content-disposition"] == f'attachment; filename="tumour.{format}.dcm"'
+    assert dcmread(io.BytesIO(answer.content)).Modality == modality
+
+
+async def test_a_profile_chooses_the_objects_and_splits_them(gateway, phantom):
+    answer = await gateway.segment(phantom.paths, click(phantom), query="?format=sc&profile=pacs-without-seg")
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.namelist() == ["tumour.sc.dcm", *(f"tumour.sc.{n}.dcm" for n in (2, 3, 4, 5))]
+    answer = await gateway.segment(phantom.paths, click(phantom), fields={"format": "bundle", "profile": "eclipse"})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".dcm")] == ["tumour.rtstruct.dcm"]
+
+
+async def test_a_previous_seg_of_ours_makes_the_result_its_revision(gateway, phantom):
+    first = await gateway.segment(phantom.paths, click(phantom))
+    again = await gateway.segment(phantom.paths, {"text": "liver tumour"}, mask=first.content)
+    one, other = (dcmread(io.BytesIO(answer.content)) for answer in (first, again))
+    assert one.SegmentSequence[0].TrackingUID == other.SegmentSequence[0].TrackingUID
+    assert other.SourceInstanceSequence[0].ReferencedSOPInstanceUID == one.SOPInstanceUID
+    assert one.SOPInstanceUID != other.SOPInstanceUID
+
+
+async def test_nothing_found_is_a_coded_report_and_no_structure_set(tmp_path, phantom):
+    nowhere = {"points": [{"index": [0, 0, 0]}], "text": "liver tumour"}
+    async with running(FakeEngine(), tmp_path) as gateway:
+        assert (await gateway.segment(phantom.paths, nowhere, query="?format=sr")).status_code == 200
+        refused = await gateway.segment(phantom.paths, nowhere, query="?format=rtstruct")
+        assert (refused.status_code, slug(refused)) == (422, "nothing-found")
+
+
 async def test_the_default_is_dicom_seg(gateway, phantom):
     answer = await gateway.segment(phantom.paths, click(phantom))
     assert answer.headers["content-type"] == "application/dicom"
@@ -100,7 +136,11 @@ async def test_the_png_is_a_picture(gateway, phantom):
 async def test_the_bundle_holds_the_others_and_a_note(gateway, phantom):
     answer = await gateway.segment(phantom.paths, click(phantom), query="?format=bundle")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert archive.namelist() == ["README.txt", "tumour.seg.dcm", "tumour.nii.gz", "tumour.json", "tumour.png"]
+        dicom = [f"tumour.{kind}.dcm" for kind in ("seg", "rtstruct", "sr", "sc")]
+        plain = ["tumour.nii.gz", "tumour.json", "tumour.png", "receipt.json"]
+        assert archive.namelist() == ["README.txt", *dicom, *plain]
+        receipt = json.loads(archive.read("receipt.json"))
+        assert [item["sop_instance_uid"] for item in receipt["instances"]] == list(phantom.sop_instance_uids)
         assert RESEARCH_USE in archive.read("README.txt").decode()
         assert json.loads(archive.read("tumour.json"))["found"] is True
 

@@ -91,7 +91,7 @@ async def test_a_canary_that_hangs_is_not_ready_in_time(tmp_path):
 
 async def test_capabilities_tell_formats_bundle_and_limits(gateway):
     document = (await gateway.client.get("/capabilities")).json()
-    assert list(document["formats"]) == ["seg", "nifti", "json", "png", "bundle"]
+    assert list(document["formats"]) == ["seg", "rtstruct", "sr", "sc", "nifti", "json", "png", "bundle"]
     assert document["modalities"] == ["CT", "MR"]
     assert document["bundles"][0]["intended_use"].startswith("Research use only")
     assert document["limits"]["max_upload_bytes"] == 1536 * 1024**2
@@ -129,7 +129,7 @@ async def test_the_openapi_document_describes_body_formats_and_every_problem(gat
     document = (await gateway.client.get("/openapi.json")).json()
     post = document["paths"]["/segment"]["post"]
     body = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert list(body) == ["files", "prompts", "organ_mask", "mask", "series_instance_uid", "format"]
+    assert list(body) == ["files", "prompts", "organ_mask", "mask", "series_instance_uid", "format", "profile"]
     assert {"application/dicom", "application/gzip", "image/png"} <= post["responses"]["200"]["content"].keys()
     described = " ".join(response["description"] for response in post["responses"].values())
     assert [leaf.slug for leaf in leaves() if leaf.slug not in described] == []

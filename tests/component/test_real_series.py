@@ -18,10 +18,13 @@ from pydicom import dcmread
 
 from contract.bundle import Bundle
 from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.outcome import Outcome
+from service.dicom.profiles import profile_named
 from service.dicom.seg import write_seg
 from service.dicom.seg_reader import read_seg
 from service.dicom.series import Series
 from service.domain.mask import Mask
+from service.domain.prompts import Prompts
 from service.errors import (
     DamagedPixelData,
     InconsistentGeometry,
@@ -152,7 +155,8 @@ def test_tumours_lie_on_their_series_as_nifti_and_as_valid_seg(tmp_path, case):
     mask = Mask(voxels, series.geometry, 0.9)
     assert mask.volume_ml == pytest.approx(stated["tumour_ml"], rel=1e-3)
     path = tmp_path / "seg.dcm"
-    path.write_bytes(write_seg(series, mask, text="soft tissue sarcoma", target=None, bundle=BUNDLE))
+    outcome = Outcome(series, mask, Prompts(text="soft tissue sarcoma"), BUNDLE, profile_named())
+    path.write_bytes(write_seg(outcome)[0])
     np.testing.assert_array_equal(read_seg(path, series), voxels)
     assert dcmread(path).NumberOfFrames == np.count_nonzero(voxels.any(axis=(1, 2)))
     validator = Path(sys.executable).with_name("dciodvfy")

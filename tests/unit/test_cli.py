@@ -132,7 +132,7 @@ def test_an_engine_that_is_not_ready_is_reported(monkeypatch, series, tmp_path):
 def test_an_unknown_format_is_refused_before_any_work(engine, series, tmp_path):
     done = run("segment", tmp_path / "series", "--index", "1,2,3", "--format", "gif", "--out", tmp_path / "t.gif")
     assert done.exit_code == 1
-    assert "available are seg, nifti" in done.stderr
+    assert "available are seg, rtstruct" in done.stderr
     assert engine.calls == []
 
 

@@ -20,11 +20,14 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGLSLossl
 
 from contract.bundle import Bundle
 from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.outcome import Outcome
+from service.dicom.profiles import profile_named
 from service.dicom.seg import segment_label, write_seg
 from service.dicom.seg_reader import read_seg
 from service.dicom.series import Series
 from service.domain.geometry import Geometry
 from service.domain.mask import Mask
+from service.domain.prompts import Prompts
 from service.errors import MalformedRequest, MaskMismatch, NothingFound, SegEncodingFailed
 from tests.conftest import require
 from tests.phantoms import ORIENTATIONS, write_ct_series
@@ -40,7 +43,9 @@ def read(paths) -> Series:
 def encode(
     series: Series, voxels: np.ndarray, *, text: str | None = "liver tumour", target: str | None = None
 ) -> bytes:
-    return write_seg(series, Mask(voxels, series.geometry, 0.9), text=text, target=target, bundle=BUNDLE)
+    mask, prompts = Mask(voxels, series.geometry, 0.9), Prompts(text=text, target=target)
+    (content,) = write_seg(Outcome(series, mask, prompts, BUNDLE, profile_named()))
+    return content
 
 
 def dataset_of(content: bytes) -> Dataset:

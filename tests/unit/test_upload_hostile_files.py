@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from service.dicom.header import Header, NotUsed, read_header
+from service.dicom.header import NotUsed, read_headers
 from service.dicom.limited_reader import META_LENGTH_OFFSET
 from tests.phantoms import write_ct_series
 
@@ -21,9 +21,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "000001"
 
 
-def seconds_to_refuse(file: Path) -> tuple[NotUsed | Header, float]:
+def seconds_to_refuse(file: Path) -> tuple[object, float]:
     started = time.process_time()
-    return read_header(file), time.process_time() - started
+    return read_headers(file), time.process_time() - started
 
 
 def test_a_blank_file_is_not_parsed_at_all(file):
@@ -56,4 +56,4 @@ def test_a_deflated_bomb_is_given_up_before_it_is_held_in_memory(file, tmp_path)
 
 def test_an_honest_deflated_image_is_read(tmp_path):
     series = write_ct_series(tmp_path, shape_zyx=(1, 8, 8), transfer_syntax=DeflatedExplicitVRLittleEndian)
-    assert isinstance(read_header(series.paths[0]), Header)
+    assert len(read_headers(series.paths[0])) == 1

@@ -1,0 +1,237 @@
+"""`python -m tests.fuzz --inputs 20000`: mutated DICOM through everything between an upload and its results.
+
+Seeds are phantom series in every encoding, Enhanced objects, and masks (SEG, NIfTI). Each input is a seed with a few
+bytes changed, cut, doubled, spliced or overwritten, more often in the header than in the pixels. It goes the way of a
+request: ingest, every pixel, a previous mask, and the result objects. Allowed are a result and a refusal (4xx). Anything
+else, more time or memory than the limits, or a file left behind is a finding, kept under --keep with its seed.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.lineage import read_lineage
+from service.dicom.outcome import Outcome
+from service.dicom.receipt import receipt
+from service.dicom.rtstruct import write_rtstruct
+from service.dicom.secondary_capture import KeyImage, write_captures
+from service.dicom.seg import write_seg
+from service.dicom.sr import write_sr
+from service.domain.measurements import intensity, measure
+from service.errors import TagsError
+from service.mask_file import read_mask
+from service.nifti import write_nifti
+from service.preview import key_image, patient_orientation
+from tests.enhanced import write_enhanced
+from tests.outcomes import outcome_of, read
+from tests.phantoms import write_ct_series
+
+SHAPE = (3, 32, 40)
+LIMITS = SeriesLimits(100, 10**7)
+SECONDS_LIMIT = 5.0  # CPU of one input; a sound one takes some 20 ms
+MEMORY_LIMIT_MIB = 512  # that a whole run may add to the process
+HEADER_BYTES = 2200
+SYNTAXES = (
+    ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+    JPEGLSLossless, JPEG2000Lossless,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Sound inputs: series as lists of file contents, and masks that belong to the first series."""
+
+    series: list[list[bytes]]
+    masks: list[bytes]
+
+
+@dataclass
+class Report:
+    """What became of a run."""
+
+    inputs: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0
+
+
+def make_seeds(directory: Path) -> Seeds:
+    series, first = [], None
+    for number, syntax in enumerate(SYNTAXES):
+        for modality in ("CT", "MR"):
+            phantom = write_ct_series(
+                directory / f"{number}{modality}", shape_zyx=SHAPE, modality=modality, transfer_syntax=syntax
+            )
+            first = first or phantom
+            series.append([path.read_bytes() for path in phantom.paths])
+    assert first is not None
+    for name in ("enhanced", "enhanced-rle"):
+        syntax = RLELossless if name.endswith("rle") else ExplicitVRLittleEndian
+        path = write_enhanced(first, directory / name, transfer_syntax=syntax)
+        series.append([path.read_bytes()])
+    outcome = outcome_of(read(first.paths), blob(SHAPE))
+    return Seeds(series, [write_seg(outcome)[0], write_nifti(outcome.mask)])
+
+
+def blob(shape: tuple[int, ...]) -> np.ndarray:
+    voxels = np.zeros(shape, bool)
+    depth, height, width = shape
+    voxels[depth // 2, height // 4 : height // 2 + 1, width // 4 : width // 2 + 1] = True
+    return voxels
+
+
+def mutated(content: bytes, randomness: random.Random) -> bytes:
+    """A few changes, most of them in the header."""
+    result = bytearray(content)
+    for _ in range(randomness.choice((1, 1, 2, 4, 16))):
+        if not result:
+            break
+        place = randomness.randrange(min(len(result), HEADER_BYTES) if randomness.random() < 0.8 else len(result))
+        match randomness.randrange(7):
+            case 0:
+                result[place] ^= 1 << randomness.randrange(8)
+            case 1:
+                result[place] = randomness.choice((0, 0xFF, 0x7F, 0x80, 0x5C, 0x20, randomness.randrange(256)))
+            case 2:
+                del result[place : place + randomness.choice((1, 2, 8, 100))]
+            case 3:
+                result[place:place] = randomness.randbytes(randomness.choice((1, 2, 8, 100)))
+            case 4:
+                result[place:place] = result[place : place + randomness.choice((8, 64, 512))]
+            case 5:
+                other = randomness.randrange(len(result))
+                result[place : place + 16] = result[other : other + 16]
+            case _:
+                del result[place:]
+    return bytes(result)
+
+
+def request(files: list[Path], mask: Path | None) -> str:
+    """All the way of a request. Returns: what came of it. Raises: TagsError."""
+    series = read_series(files, series_instance_uid=None, limits=LIMITS)
+    series.read(0, series.geometry.shape_zyx[0])
+    found = blob(series.geometry.shape_zyx)
+    if mask:
+        found = read_mask(mask, series)
+        read_lineage(mask)
+    outcome: Outcome = outcome_of(series, found)
+    if found.any():
+        write_seg(outcome)
+        write_rtstruct(outcome)
+    write_sr(outcome, measure(outcome.mask), intensity(series, outcome.mask) if found.any() else None)
+    picture = key_image(series, outcome.mask, outcome.prompts, 0)
+    write_captures(outcome, [KeyImage(0, picture, patient_orientation(series.geometry))])
+    receipt(series, {})
+    return "result"
+
+
+def run(inputs: int, seed: int, directory: Path, keep: Path | None = None) -> Report:
+    """Args: directory: empty; it is empty again afterwards. keep: where inputs with a finding go."""
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = make_seeds(Path(folder))
+    held_mib = peak_mib()
+    for number in range(inputs):
+        randomness = random.Random(f"{seed} {number}")
+        contents = list(randomness.choice(seeds.series))
+        mask = randomness.choice(seeds.masks) if randomness.random() < 0.2 else None
+        if mask is not None:
+            contents, mask = list(seeds.series[0]), mutated(mask, randomness)
+        else:
+            spoiled = randomness.randrange(len(contents))
+            every = randomness.random() < 0.5  # the same change in every file keeps the series together
+            contents = [
+                mutated(content, random.Random(f"{seed} {number} x") if every else randomness)
+                if every or index == spoiled
+                else content
+                for index, content in enumerate(contents)
+            ]
+        _one(report, f"{seed} {number}", contents, mask, directory, keep)
+    report.inputs = inputs
+    if (grown := peak_mib() - held_mib) > MEMORY_LIMIT_MIB:
+        report.findings.append(f"memory grew by {grown:.0f} MiB")
+    return report
+
+
+def _one(
+    report: Report, name: str, contents: list[bytes], mask: bytes | None, directory: Path, keep: Path | None
+) -> None:
+    files = [directory / f"{index:06d}" for index in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    mask_file = directory / "mask" if mask is not None else None
+    if mask_file is not None and mask is not None:
+        mask_file.write_bytes(mask)
+    started, finding = time.process_time(), None
+    try:
+        report.outcomes[request(files, mask_file)] += 1
+    except TagsError as error:
+        report.outcomes[error.slug] += 1
+        if error.status >= 500:
+            finding = f"{error.status} {error.slug}: {error.detail} {error.__cause__!r}"
+    except BaseException as error:  # a panic of a decoder is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        finding = f"{type(error).__name__}: {error}"
+    seconds = time.process_time() - started
+    report.slowest_s = max(report.slowest_s, seconds)
+    if seconds > SECONDS_LIMIT:
+        finding = f"{seconds:.1f} s"
+    for file in [*files, *([mask_file] if mask_file else [])]:
+        file.unlink()
+    if left := list(directory.iterdir()):
+        finding = f"{len(left)} files left behind"
+    if finding:
+        report.findings.append(f"{name}: {finding[:300]}")
+        if keep:
+            (keep / name.replace(" ", "-")).mkdir(parents=True)
+            for index, content in enumerate([*contents, *([mask] if mask else [])]):
+                (keep / name.replace(" ", "-") / str(index)).write_bytes(content)
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(
+    inputs: Annotated[int, typer.Option(min=1)] = 20_000,
+    seed: int = 1,
+    keep: Annotated[Path | None, typer.Option(help="Directory for inputs with a finding.")] = None,
+) -> None:
+    """Exit status 1 when there is a finding."""
+    from service.telemetry.quiet import silence_foreign_libraries
+
+    count: Callable[[], None] = lambda: None  # noqa: E731
+    silence_foreign_libraries(count)
+    with tempfile.TemporaryDirectory() as directory:
+        report = run(inputs, seed, Path(directory), keep)
+    for slug, number in report.outcomes.most_common():
+        print(f"{number:6d} {slug}")
+    print(f"{report.inputs} inputs, slowest {report.slowest_s:.2f} s of CPU, {len(report.findings)} findings")
+    print("\n".join(report.findings[:50]))
+    raise typer.Exit(bool(report.findings))
+
+
+if __name__ == "__main__":
+    typer.run(main)
