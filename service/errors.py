@@ -11,7 +11,7 @@ TagsError
 ├── PromptsRefused      NoPrompts, PromptOutsideVolume, TooManyPrompts, MaskMismatch 422
 ├── NothingFound        422 (only for formats that cannot say "nothing": DICOM SEG)
 ├── LedgerRefused       UnknownJob 404, UnknownObject 404, JobNotFinished 409, JobNotReplayable 409, UnknownSource 422;
-│                       LedgerUnavailable 503, SourceUnavailable 502, StorageFull 507
+│                       LedgerUnavailable, ReceiverBusy 503, SourceUnavailable 502, StorageFull 507
 ├── ModelUnavailable    ModelNotReady 503, ModelBusy 503, ModelTimeout 504, ModelContractBroken 502
 └── ServiceFault        SegEncodingFailed 500, InternalError 500
 """
@@ -244,6 +244,13 @@ class LedgerUnavailable(LedgerRefused):
 
     status, slug, title = 503, "ledger-unavailable", "The ledger is not available"
     retry_after_s: ClassVar[int | None] = 10
+
+
+class ReceiverBusy(LedgerRefused):
+    """As many STOW-RS requests as TAGS_MAX_RECEIVING allows are being received. Send again after `Retry-After`."""
+
+    status, slug, title = 503, "receiver-busy", "The receiver is at its limit"
+    retry_after_s: ClassVar[int | None] = 5
 
 
 class StorageFull(LedgerRefused):

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.problems import problem_responses
+from service.api.pull import PullRequest
 from service.errors import TagsError
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument
@@ -46,7 +47,8 @@ SEGMENT_BODY: dict[str, Any] = {
                     },
                 },
                 "encoding": {"prompts": {"contentType": "application/json"}},
-            }
+            },
+            "application/json": {"schema": {"$ref": f"{SCHEMAS}PullRequest"}},
         },
     }
 }
@@ -63,6 +65,7 @@ SEGMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
             for name, item in FORMATS.items()
         },
     },
+    202: {"description": "With `Prefer: respond-async`: the job, whose address is in Location"},
     **problem_responses(TagsError),
 }
 PROBLEM_SCHEMA = {
@@ -95,6 +98,8 @@ def complete_openapi(app: FastAPI) -> None:
             prompts = PromptDocument.model_json_schema(ref_template=SCHEMAS + "{model}")
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= prompts.pop("$defs") | {"PromptDocument": prompts | {"examples": list(EXAMPLES.values())}}
+            pull = PullRequest.model_json_schema(ref_template=SCHEMAS + "{model}")
+            schemas |= pull.pop("$defs") | {"PullRequest": pull} | {"PromptDocument": schemas["PromptDocument"]}
             schemas["Problem"] = PROBLEM_SCHEMA
             app.openapi_schema = schema
         return app.openapi_schema

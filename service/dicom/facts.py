@@ -60,13 +60,14 @@ class Facts:
     transfer_syntax_uid: str
     digest: str  # SHA-256, hexadecimal
     size_bytes: int
-    series_attributes: dict[str, Any]  # of study and series, DICOM JSON
-    instance_attributes: dict[str, Any]
+    instance_number: str
+    series_json: str  # attributes of study and series; DICOM JSON as text: thousands may be held at once
+    instance_json: str
 
-    def text(self, keyword: str) -> str:
-        """An attribute as searchable text; "" when absent."""
-        tag = TAGS[keyword]
-        return attribute_text(self.series_attributes.get(tag) or self.instance_attributes.get(tag) or {})
+    def series_text(self, *keywords: str) -> tuple[str, ...]:
+        """Attributes of study and series as searchable text; "" for those that are absent."""
+        attributes = json.loads(self.series_json)
+        return tuple(attribute_text(attributes.get(TAGS[keyword], {})) for keyword in keywords)
 
 
 def read_facts(path: Path) -> Facts:
@@ -97,8 +98,9 @@ def read_facts(path: Path) -> Facts:
         transfer_syntax_uid=transfer_syntax_uid,
         digest=_digest(path, start, transfer_syntax_uid),
         size_bytes=path.stat().st_size,
-        series_attributes=series_attributes,
-        instance_attributes=instance_attributes,
+        instance_number=attribute_text(instance_attributes.get(TAGS["InstanceNumber"], {})),
+        series_json=json.dumps(series_attributes),
+        instance_json=json.dumps(instance_attributes),
     )
 
 

@@ -187,11 +187,14 @@ class Jobs:
             values |= {"attempts": job.c.attempts - 1}
             connection.execute(update(job).where(job.c.id == lease.job_id).values(values))
 
-    def end(self, lease: Lease, *, state: str, reason: str = "", detail: str = "") -> None:
+    def end(
+        self, lease: Lease, *, state: str, reason: str = "", detail: str = "", output: Mapping[str, Any] | None = None
+    ) -> None:
         """Record the end. Raises: LeaseLost."""
+        values: dict[str, Any] = {"reason": reason, "detail": detail, "output": dict(output or {})}
         with self._database.writing() as connection:
             fence(connection, lease)
-            _end(connection, lease.job_id, self._database.now(connection), state=state, reason=reason, detail=detail)
+            _end(connection, lease.job_id, self._database.now(connection), state=state, **values)
 
     def acknowledge_cancel(self, lease: Lease) -> None:
         """End a job whose cancelling made its worker stop; nothing where that was not the reason."""
@@ -206,7 +209,7 @@ class Jobs:
             now = self._database.now(connection)
             values = {"state": "waiting", "attempts": 0, "not_before": now, "cancel_requested": False, "percent": 0}
             values |= {"stage": "", "reason": "", "detail": "", "finished_at": None, "updated_at": now}
-            replayable = and_(job.c.id == job_id, job.c.state.in_(REPLAYABLE))
+            replayable = and_(job.c.id == job_id, job.c.state.in_(REPLAYABLE), job.c.reason != "expired")
             if connection.execute(update(job).where(replayable).values(values)).rowcount != 1:
                 view = _view(connection, job_id)
                 raise JobNotReplayable(f"the job is {view.state}; only {', '.join(REPLAYABLE)} jobs can be replayed")
@@ -241,7 +244,31 @@ class Jobs:
             statement = statement.where(job.c.state.in_(states))
         statement = statement.order_by(job.c.updated_at.desc(), job.c.id).limit(limit).offset(offset)
         with self._database.reading() as connection:
-            return [_shown(row) for row in connection.execute(statement)]
+            return [shown(row) for row in connection.execute(statement)]
+
+    def expired_requests(self, older_than_s: float) -> list[JobView]:
+        """Ended requests whose objects are still kept."""
+        with self._database.reading() as connection:
+            before = self._database.now(connection) - older_than_s
+            ended = and_(job.c.kind == "request", job.c.state.in_(ENDED), job.c.finished_at < before)
+            kept = job.c.reason != "expired"
+            return [shown(row) for row in connection.execute(select(job).where(ended, kept).limit(100))]
+
+    def plan_of(self, job_id: str) -> dict[str, Any]:
+        """Raises: UnknownJob."""
+        with self._database.reading() as connection:
+            plan = connection.execute(select(job.c.plan).where(job.c.id == job_id)).scalar()
+        if plan is None:
+            raise UnknownJob
+        return dict(plan)
+
+    def forget(self, job_id: str) -> None:
+        """An ended request's objects are gone: neither its result nor a replay can be had any more."""
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            values: dict[str, Any] = {"state": "cancelled", "reason": "expired", "output": {}, "updated_at": now}
+            ended = and_(job.c.id == job_id, job.c.kind == "request", job.c.state.in_(ENDED))
+            connection.execute(update(job).where(ended).values(values))
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """By kind, state and priority."""
@@ -348,10 +375,10 @@ def _view(connection: Connection, job_id: str) -> JobView:
     row = connection.execute(select(job).where(job.c.id == job_id)).one_or_none()
     if row is None:
         raise UnknownJob
-    return _shown(row)
+    return shown(row)
 
 
-def _shown(row: Row[Any]) -> JobView:
+def shown(row: Row[Any]) -> JobView:
     return JobView(
         id=row.id,
         kind=row.kind,

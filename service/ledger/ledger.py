@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.ledger.circuits import Circuits
+from service.ledger.commitments import Commitments
 from service.ledger.database import Database
 from service.ledger.jobs import Jobs
 from service.ledger.objects import ObjectStore, Staging, open_store
@@ -24,6 +25,7 @@ class Ledger:
     jobs: Jobs
     series: SeriesTable
     circuits: Circuits
+    commitments: Commitments
 
     def close(self) -> None:
         self.receiver.close()
@@ -48,4 +50,5 @@ def open_ledger(data_dir: Path, *, database_url: str = "", object_store_url: str
         jobs=Jobs(database, lease_s=lease_s),
         series=SeriesTable(database),
         circuits=Circuits(database),
+        commitments=Commitments(database),
     )

@@ -30,6 +30,21 @@ from service.ledger.objects import ObjectStore
 from service.ledger.tables import instance, series
 
 MAX_BATCH = 256  # arrivals per transaction
+_SEARCHABLE = {  # column of `series`: attribute
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "study_date": "StudyDate",
+    "study_time": "StudyTime",
+    "accession_number": "AccessionNumber",
+    "study_id": "StudyID",
+    "referring_physician_name": "ReferringPhysicianName",
+    "study_description": "StudyDescription",
+    "modality": "Modality",
+    "series_number": "SeriesNumber",
+    "series_description": "SeriesDescription",
+    "body_part": "BodyPartExamined",
+}
+_LENGTH = {name: getattr(series.c[name].type, "length", None) for name in _SEARCHABLE}  # PostgreSQL refuses longer
 LOOKUP_CHUNK = 500  # SQLite takes a limited number of parameters
 
 
@@ -186,23 +201,13 @@ def _ensure_series(database: Database, connection: Connection, arrivals: Sequenc
 
 
 def _series_row(facts: Facts, now: float) -> dict[str, Any]:
-    expected = facts.text("NumberOfSeriesRelatedInstances")
+    texts = dict(zip(_SEARCHABLE, facts.series_text(*_SEARCHABLE.values()), strict=True))
+    (expected,) = facts.series_text("NumberOfSeriesRelatedInstances")
     return {
         "series_instance_uid": facts.series_instance_uid,
         "study_instance_uid": facts.study_instance_uid,
-        "patient_id": facts.text("PatientID"),
-        "patient_name": facts.text("PatientName"),
-        "study_date": facts.text("StudyDate")[:8],
-        "study_time": facts.text("StudyTime")[:16],
-        "accession_number": facts.text("AccessionNumber"),
-        "study_id": facts.text("StudyID"),
-        "referring_physician_name": facts.text("ReferringPhysicianName"),
-        "study_description": facts.text("StudyDescription"),
-        "modality": facts.text("Modality")[:16],
-        "series_number": facts.text("SeriesNumber"),
-        "series_description": facts.text("SeriesDescription"),
-        "body_part": facts.text("BodyPartExamined"),
-        "attributes": facts.series_attributes,
+        **{name: text[: _LENGTH.get(name)] for name, text in texts.items()},
+        "attributes": facts.series_json,
         "instances": 0,
         "expected_instances": int(expected) if expected.isdecimal() and 0 < int(expected) < 1_000_000 else None,
         "first_received_at": now,
@@ -232,8 +237,8 @@ def _enter(connection: Connection, arrival: Arrival, previous: _Known | None, no
             study_instance_uid=facts.study_instance_uid,
             sop_class_uid=facts.sop_class_uid,
             transfer_syntax_uid=facts.transfer_syntax_uid,
-            instance_number=facts.text("InstanceNumber"),
-            attributes=facts.instance_attributes,
+            instance_number=facts.instance_number,
+            attributes=facts.instance_json,
             size_bytes=facts.size_bytes,
             object_key=arrival.object_key,
             via=origin.via,

@@ -73,6 +73,21 @@ class SeriesTable:
             of_study = select(series).where(series.c.study_instance_uid == study_instance_uid)
             return [_held(row) for row in connection.execute(of_study.order_by(series.c.series_instance_uid))]
 
+    def study_is_quiet(self, study_instance_uid: str, quiet_s: float) -> bool:
+        """Whether nothing of the study has arrived for so long: a rule that chooses among its series waits for that."""
+        with self._database.reading() as connection:
+            recent = series.c.last_received_at > self._database.now(connection) - quiet_s
+            found = select(series.c.series_instance_uid).where(
+                series.c.study_instance_uid == study_instance_uid, recent
+            )
+            return connection.execute(found.limit(1)).one_or_none() is None
+
+    def revision_of(self, series_instance_uid: str) -> int:
+        """0 for a series that is not held."""
+        with self._database.reading() as connection:
+            found = select(series.c.revision).where(series.c.series_instance_uid == series_instance_uid)
+            return int(connection.execute(found).scalar() or 0)
+
     def instances(
         self, *, series_instance_uid: str | None = None, sop_instance_uids: Sequence[str] = ()
     ) -> list[HeldInstance]:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -32,19 +33,19 @@ series = Table(
     Column("series_instance_uid", String(64), primary_key=True),
     Column("study_instance_uid", String(64), nullable=False, index=True),
     # Searchable attributes as text; "" when absent.
-    Column("patient_id", String, nullable=False, index=True),
-    Column("patient_name", String, nullable=False),
+    Column("patient_id", String(320), nullable=False, index=True),
+    Column("patient_name", String(320), nullable=False),
     Column("study_date", String(8), nullable=False, index=True),
     Column("study_time", String(16), nullable=False),
-    Column("accession_number", String, nullable=False, index=True),
-    Column("study_id", String, nullable=False),
-    Column("referring_physician_name", String, nullable=False),
-    Column("study_description", String, nullable=False),
+    Column("accession_number", String(320), nullable=False, index=True),
+    Column("study_id", String(320), nullable=False),
+    Column("referring_physician_name", String(320), nullable=False),
+    Column("study_description", String(320), nullable=False),
     Column("modality", String(16), nullable=False),
-    Column("series_number", String, nullable=False),
-    Column("series_description", String, nullable=False),
-    Column("body_part", String, nullable=False),
-    Column("attributes", JSON, nullable=False),  # study's and series' attributes, DICOM JSON
+    Column("series_number", String(320), nullable=False),
+    Column("series_description", String(320), nullable=False),
+    Column("body_part", String(320), nullable=False),
+    Column("attributes", Text, nullable=False),  # study's and series' attributes, DICOM JSON
     Column("instances", Integer, nullable=False),  # current ones
     Column("expected_instances", Integer),  # as its headers say
     Column("first_received_at", Double, nullable=False),
@@ -70,7 +71,7 @@ instance = Table(
     Column("sop_class_uid", String(64), nullable=False),
     Column("transfer_syntax_uid", String(64), nullable=False),
     Column("instance_number", String, nullable=False),
-    Column("attributes", JSON, nullable=False),  # the instance's own attributes, DICOM JSON
+    Column("attributes", Text, nullable=False),  # the instance's own attributes, DICOM JSON
     Column("size_bytes", BigInteger, nullable=False),
     Column("object_key", String, nullable=False),
     Column("via", String(8), nullable=False),  # stow, cstore, result
@@ -129,4 +130,12 @@ circuit = Table(
     Column("destination", String, primary_key=True),
     Column("failures", Integer, nullable=False),  # in a row
     Column("open_until", Double, nullable=False),
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("transaction_uid", String(64), primary_key=True),
+    Column("job_id", String(36), nullable=False),
+    Column("failed", Text),  # UIDs with backslashes between; null while there is no answer
 )

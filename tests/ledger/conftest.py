@@ -12,6 +12,6 @@ from service.ledger.ledger import Ledger, open_ledger
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = open_ledger(tmp_path / "data", lease_s=0.4)
+    opened = open_ledger(tmp_path / "data", lease_s=60)
     yield opened
     opened.close()

@@ -1,4 +1,4 @@
-"""Receipt: once by UID and content, revisions that name their predecessor, and nothing acknowledged that is not kept."""
+"""Receipt: once by UID and content, revisions that name their predecessor, nothing acknowledged that is not kept."""
 
 from __future__ import annotations
 
