@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(default=60.0, gt=0)
     """Seconds after which another worker takes over the job of one that gives no sign of life."""
 
+    job_attempts: int = Field(default=10, ge=1)
+    """Attempts at a segmentation, those of workers that died included, before a person must look at it."""
+
     delivery_attempts: int = Field(default=100, ge=1)
     """Attempts at a delivery before a person must look at it: with pauses of 15 minutes, about a day."""
 

@@ -54,5 +54,12 @@ def _enqueue(gateway: Gateway, upload: Upload, format: str) -> str:
     )
     gateway.ledger.store.put(staged)
     return gateway.ledger.jobs.add(
-        NewJob("request", f"request:{job_id}", plan.document(), priority=Priority.INTERACTIVE, id=job_id)
+        NewJob(
+            "request",
+            f"request:{job_id}",
+            plan.document(),
+            priority=Priority.INTERACTIVE,
+            max_attempts=gateway.settings.job_attempts,
+            id=job_id,
+        )
     )

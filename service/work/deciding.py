@@ -23,8 +23,8 @@ from service.work.plans import SeriesPlan
 class Decider:
     """Looks at what is due. Args: report: called with what each decision came to, a slug."""
 
-    def __init__(self, ledger: Ledger, report: Callable[[str], None]) -> None:
-        self._ledger, self._report = ledger, report
+    def __init__(self, ledger: Ledger, report: Callable[[str], None], *, max_attempts: int) -> None:
+        self._ledger, self._report, self._max_attempts = ledger, report, max_attempts
 
     def look(self, routing: Routing) -> int:
         """Decide everything that is due. Returns: how many. Raises: LedgerUnavailable."""
@@ -109,6 +109,7 @@ class Decider:
             study_instance_uid=held.study_instance_uid,
             series_instance_uid=held.series_instance_uid,
             series_revision=held.revision,
+            max_attempts=self._max_attempts,
             predecessor_id=self._ledger.series.previous_job(held.series_instance_uid, rule.name),
         )
 

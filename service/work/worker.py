@@ -54,7 +54,9 @@ class Worker:
         self._metrics, self._log = metrics, log
         self._segmenter = Segmenter(ledger, engine, settings)
         self._deliverer = Deliverer(ledger, settings.dimse_ae_title)
-        self._decider = Decider(ledger, lambda reason: metrics.decisions.labels(reason).inc())
+        self._decider = Decider(
+            ledger, lambda reason: metrics.decisions.labels(reason).inc(), max_attempts=settings.job_attempts
+        )
         self._owner = f"{socket.gethostname()[:40]}:{os.getpid()}"
         self._wakes: list[asyncio.Event] = []
 
