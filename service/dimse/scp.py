@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import cache
 from typing import Any
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from service.dicom.facts import read_facts
@@ -47,11 +48,7 @@ class Listener:
         self._ae.require_called_aet = True
         callers = [title.strip() for title in settings.dimse_calling_ae_titles.split(",") if title.strip()]
         self._ae.require_calling_aet = callers
-        self._ae.supported_contexts = [
-            build_context(context.abstract_syntax, list(AllTransferSyntaxes))
-            for context in AllStoragePresentationContexts
-            if context.abstract_syntax
-        ]
+        self._ae.supported_contexts = list(storage_contexts())
         self._ae.add_supported_context(Verification)
         self._ae.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         handlers: list[Any] = [
@@ -108,6 +105,13 @@ class Listener:
         except LedgerUnavailable:
             return PROCESSING_FAILURE, None
         return SUCCESS, None
+
+
+@cache
+def storage_contexts() -> tuple[PresentationContext, ...]:
+    """Every standard storage SOP class in every transfer syntax; others are taken as they are proposed."""
+    classes = [context.abstract_syntax for context in AllStoragePresentationContexts if context.abstract_syntax]
+    return tuple(build_context(sop_class, list(AllTransferSyntaxes)) for sop_class in classes)
 
 
 def silence() -> None:

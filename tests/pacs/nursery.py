@@ -12,12 +12,15 @@ import json
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app, ledger_of, new_worker
+from service.dimse.scp import storage_contexts
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -25,12 +28,25 @@ from service.telemetry.quiet import silence_foreign_libraries
 from tests.fakes.engine import COARSE_BUNDLE, FakeEngine
 
 
-def gateway(settings: Settings) -> None:
-    app = create_app(settings, engine=FakeEngine(COARSE_BUNDLE), log_stream=io.StringIO())
+@cache
+def gateway_app(settings_json: str) -> FastAPI:
+    """Built before the fork, once: it opens nothing until it runs."""
+    return create_app(read_settings(settings_json), engine=FakeEngine(COARSE_BUNDLE), log_stream=io.StringIO())
+
+
+def read_settings(settings_json: str) -> Settings:
+    document = json.loads(settings_json)
+    return Settings(**document | {"data_dir": Path(document["data_dir"])})
+
+
+def gateway(settings_json: str) -> None:
+    settings, app = read_settings(settings_json), gateway_app(settings_json)
     uvicorn.run(app, host="127.0.0.1", port=settings.port, access_log=False, log_level="critical")
 
 
-def worker(settings: Settings) -> None:
+def worker(settings_json: str) -> None:
+    settings = read_settings(settings_json)
+
     async def run() -> None:
         log = (settings.data_dir / "work.log").open("a", buffering=1)
         routing = ReloadingRouting(settings.routing_file)
@@ -42,17 +58,19 @@ def worker(settings: Settings) -> None:
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
     silence_foreign_libraries(lambda: None)
+    storage_contexts()
     print("ready", flush=True)
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
+        settings_json = json.dumps(order["settings"])
+        gateway_app(settings_json)
         child = os.fork()
         if child:
             print(child, flush=True)
             continue
         try:
             os.close(0)
-            settings = Settings(**{**order["settings"], "data_dir": Path(order["settings"]["data_dir"])})
-            {"gateway": gateway, "worker": worker}[order["kind"]](settings)
+            {"gateway": gateway, "worker": worker}[order["kind"]](settings_json)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
         finally:
