@@ -39,7 +39,25 @@ class CoarseBundle(Bundle):
         return replace(super().sizes, roi=64, tokens=8)
 
 
+class TinyBundle(Bundle):
+    """A field of view of 64 mm on 32 voxels, for tests in which the segmentation is beside the point."""
+
+    @property
+    def sizes(self) -> Sizes:
+        return replace(super().sizes, roi=32, tokens=4)
+
+
 COARSE_BUNDLE = CoarseBundle(
+    name="fake",
+    version="0",
+    configuration="small",
+    spacing_mm=2.0,
+    intensity=FAKE_BUNDLE.intensity,
+    targets=FAKE_BUNDLE.targets,
+    findings=FAKE_BUNDLE.findings,
+    trained=True,
+)
+TINY_BUNDLE = TinyBundle(
     name="fake",
     version="0",
     configuration="small",

@@ -38,7 +38,7 @@ from tests.pacs.stow import CONTENT_TYPE, body
 from tests.phantoms import PhantomSeries, write_ct_series
 
 pytestmark = pytest.mark.slow
-SETTLE_S = 240  # for what is left once the killing has ended
+SETTLE_S = 900  # for what is left once the killing has ended
 LEASE_S = 3.0
 POSTGRES = Path("/usr/lib/postgresql")
 
@@ -239,7 +239,7 @@ def done_with_results(segmentations: list[JobView]) -> list[JobView]:
 
 def phantoms(directory: Path, count: int) -> list[PhantomSeries]:
     return [
-        write_ct_series(directory / str(number), shape_zyx=(8, 32, 32), study=f"study {number}")
+        write_ct_series(directory / str(number), shape_zyx=(6, 24, 24), study=f"study {number}")
         for number in range(count)
     ]
 
@@ -248,7 +248,7 @@ def test_nothing_is_lost_while_gateway_and_worker_are_killed_200_times(tmp_path,
     kills, sent, stop = 0, Sent(), threading.Event()
     with fake_pacs() as pacs, cluster(tmp_path, pacs, replicas=1) as (nursery, replicas):
         longest_s = 1.2 + start_s(replicas[0])
-        senders = sending(phantoms(tmp_path / "sent", 60), replicas, sent, stop)
+        senders = sending(phantoms(tmp_path / "sent", 40), replicas, sent, stop)
         chance = random.Random(20261125)
         while kills < 200:
             time.sleep(chance.uniform(0.05, longest_s))
@@ -258,7 +258,7 @@ def test_nothing_is_lost_while_gateway_and_worker_are_killed_200_times(tmp_path,
             kills += 1
         for thread in senders:
             thread.join(SETTLE_S)
-        assert len(sent.acknowledged) == 60 * 8
+        assert len(sent.acknowledged) == 40 * 6
         counts = check(tmp_path, "", sent, pacs)
     with capsys.disabled():
         print(f"\n{kills} kills: {counts}")
@@ -293,7 +293,7 @@ def test_of_two_replicas_on_postgresql_one_goes_on_where_the_other_is_killed_and
     url, restart = postgres
     kills, sent, stop = 0, Sent(), threading.Event()
     with fake_pacs() as pacs, cluster(tmp_path, pacs, replicas=2, database_url=url) as (nursery, replicas):
-        senders = sending(phantoms(tmp_path / "sent", 30), replicas, sent, stop)
+        senders = sending(phantoms(tmp_path / "sent", 20), replicas, sent, stop)
         chance = random.Random(7)
         while kills < 30:
             time.sleep(chance.uniform(0.1, 1.5))
@@ -307,7 +307,7 @@ def test_of_two_replicas_on_postgresql_one_goes_on_where_the_other_is_killed_and
             kill(pid)  # for good: the other has to finish
         for thread in senders:
             thread.join(SETTLE_S)
-        assert len(sent.acknowledged) == 30 * 8
+        assert len(sent.acknowledged) == 20 * 6
         counts = check(tmp_path, url, sent, pacs)
     with capsys.disabled():
         print(f"\ntwo replicas, {kills + 2} kills, one database restart: {counts}")
