@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmread
@@ -81,7 +80,7 @@ def _of_presentation_state(dataset: Dataset) -> Iterator[ImagePoint]:
         for graphic in annotation.get("GraphicObjectSequence") or []:
             if graphic.get("GraphicAnnotationUnits") != "PIXEL":
                 continue
-            middle = _middle(graphic.GraphicData, 2, closed=graphic.get("GraphicType") != "ELLIPSE")
+            middle = _middle(graphic, 2)
             for image in images[:1]:
                 yield ImagePoint(str(image.ReferencedSOPInstanceUID), (middle[0] - 1, middle[1] - 1))
 
@@ -95,20 +94,24 @@ def _of_report(item: Dataset, depth: int) -> Iterator[ImagePoint | SpacePoint]:
             for reference in item.get("ContentSequence") or []
             if reference.get("ValueType") == "IMAGE"
         ]
-        middle = _middle(item.GraphicData, 2, closed=item.get("GraphicType") != "ELLIPSE")
+        middle = _middle(item, 2)
         for image in images[:1]:
             yield ImagePoint(str(image.ReferencedSOPInstanceUID), (middle[0] - 0.5, middle[1] - 0.5))
     elif kind == "SCOORD3D":
-        x, y, z = _middle(item.GraphicData, 3, closed=item.get("GraphicType") != "ELLIPSE")
+        x, y, z = _middle(item, 3)
         yield SpacePoint(str(item.get("ReferencedFrameOfReferenceUID", "")), (x, y, z))
     if depth < MAX_NESTING:
         for child in item.get("ContentSequence") or []:
             yield from _of_report(child, depth + 1)
 
 
-def _middle(values: Any, columns: int, *, closed: bool) -> tuple[float, ...]:
-    """Mean of the corners; a closed outline's last corner repeats its first and is left out."""
-    corners = np.asarray([float(value) for value in values]).reshape(-1, columns)
-    if closed and len(corners) > 2 and np.allclose(corners[0], corners[-1]):
+def _middle(graphic: Dataset, columns: int) -> tuple[float, ...]:
+    """A circle's first corner is its centre, an ellipse's corners are the ends of its axes; others are outlines, whose
+    last corner may repeat the first."""
+    corners = np.asarray([float(value) for value in graphic.GraphicData]).reshape(-1, columns)
+    kind = graphic.get("GraphicType")
+    if kind == "CIRCLE":
+        corners = corners[:1]
+    elif kind not in ("ELLIPSE", "ELLIPSOID") and len(corners) > 2 and np.allclose(corners[0], corners[-1]):
         corners = corners[:-1]
     return tuple(float(value) for value in corners.mean(axis=0))

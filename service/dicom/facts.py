@@ -129,12 +129,12 @@ def _attributes(dataset: Dataset, tags: frozenset[int]) -> dict[str, Any]:
 
 
 def storable(attribute: dict[str, Any]) -> bool:
-    """Whether any database takes it: neither too long, nor NaN, nor NUL, which PostgreSQL refuses."""
+    """Whether any database takes it: neither too long, nor NaN, nor NUL or half a character, which PostgreSQL refuses."""
     try:
-        encoded = json.dumps(attribute, allow_nan=False)
+        encoded = json.dumps(attribute, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError):
         return False
-    return len(encoded) <= MAX_VALUE_CHARACTERS and "\\u0000" not in encoded
+    return len(encoded) <= MAX_VALUE_CHARACTERS and b"\\u0000" not in encoded
 
 
 def _digest(path: Path, start: bytes, transfer_syntax_uid: str) -> str:
