@@ -101,7 +101,18 @@ def complete_openapi(app: FastAPI) -> None:
             pull = PullRequest.model_json_schema(ref_template=SCHEMAS + "{model}")
             schemas |= pull.pop("$defs") | {"PullRequest": pull} | {"PromptDocument": schemas["PromptDocument"]}
             schemas["Problem"] = PROBLEM_SCHEMA
+            _drop_validation_errors(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _drop_validation_errors(schema: dict[str, Any]) -> None:
+    """FastAPI announces its own 422 for each route with parameters; here a bad one is a problem with status 400."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

@@ -129,7 +129,7 @@ def _attributes(dataset: Dataset, tags: frozenset[int]) -> dict[str, Any]:
 
 
 def storable(attribute: dict[str, Any]) -> bool:
-    """Whether any database takes it: neither too long, nor NaN, nor NUL or half a character, which PostgreSQL refuses."""
+    """Whether any database takes it: not too long, no NaN, no NUL or half a character, as PostgreSQL wants it."""
     try:
         encoded = json.dumps(attribute, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError):
