@@ -1,33 +1,44 @@
-"""The composition root: settings in, app out. Opens the engine when the app starts and closes it when it stops.
+"""The composition root: settings in, app out. Opens engine and ledger at the start, closes them at the end.
 
 Importing this module builds nothing. `uvicorn service.app:app_from_environment --factory` serves it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from anyio import to_thread
 from fastapi import FastAPI
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
-from service.api import error_page, health, segment
+from service.api import dicomweb_query, dicomweb_retrieve, dicomweb_store, error_page, health, jobs, segment
+from service.api import ledger as ledger_api
 from service.api.admission import Admission
 from service.api.boundary import RequestBoundary
 from service.api.gateway import Gateway
 from service.api.openapi import complete_openapi
+from service.api.places import Places
 from service.api.problems import install_problem_handlers
 from service.api.readiness import Readiness
 from service.errors import ModelNotReady
 from service.inference.engine import Engine
+from service.ledger.ledger import Ledger, open_ledger
 from service.preview import RESEARCH_USE
+from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
+from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import RequestLog
+from service.telemetry.work_log import WorkLog
+from service.work.worker import Worker
+
+if TYPE_CHECKING:
+    from service.dimse.scp import Listener
 
 
 def app_from_environment() -> FastAPI:
@@ -51,10 +62,27 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
         )
-        app.state.gateway = Gateway(settings, opened, admission, readiness, metrics, log)
-        yield
-        if engine is None:
-            await opened.close()
+        ledger = await to_thread.run_sync(ledger_of, settings)
+        metrics.register(LedgerMetrics(ledger))
+        routing = ReloadingRouting(settings.routing_file)
+        worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
+        receiving = Places(settings.max_receiving)
+        app.state.gateway = Gateway(
+            settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker
+        )
+        working = asyncio.create_task(worker.run()) if worker else None
+        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics)
+        try:
+            yield
+        finally:
+            if listener:
+                await to_thread.run_sync(listener.close)
+            if working:
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+            await to_thread.run_sync(ledger.close)
+            if engine is None:
+                await opened.close()
 
     app = FastAPI(
         title="TAGS",
@@ -63,12 +91,52 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
         lifespan=lifespan,
         redoc_url=None,
     )
-    for router in (segment.router, health.router, error_page.router):
+    for router in (
+        segment.router,
+        jobs.router,
+        dicomweb_store.router,
+        dicomweb_query.router,
+        dicomweb_retrieve.router,
+        ledger_api.router,
+        health.router,
+        error_page.router,
+    ):
         app.include_router(router)
     install_problem_handlers(app)
     complete_openapi(app)
     app.add_middleware(RequestBoundary, log=log, metrics=metrics)
     return app
+
+
+def ledger_of(settings: Settings) -> Ledger:
+    """Blocking. Raises: LedgerUnavailable, StorageFull."""
+    return open_ledger(
+        settings.data_dir,
+        database_url=settings.database_url,
+        object_store_url=settings.object_store_url,
+        lease_s=settings.job_lease_s,
+    )
+
+
+def new_worker(
+    settings: Settings,
+    ledger: Ledger,
+    routing: ReloadingRouting,
+    engine: Engine,
+    metrics: Metrics,
+    log_stream: TextIO | None = None,
+) -> Worker:
+    """A worker on what is open already, for the gateway's process or for one of its own."""
+    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream))
+
+
+def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics) -> Listener | None:
+    """The DICOM listener that the settings ask for, listening. Blocking. Raises: OSError: the port is taken."""
+    if settings.dimse_port is None:
+        return None
+    from service.dimse.scp import Listener
+
+    return Listener(settings, ledger, metrics)
 
 
 def open_engine(settings: Settings) -> Engine:

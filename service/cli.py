@@ -1,4 +1,5 @@
-"""`tags`: the command line. `segment` runs in this process, by the code of the API; `serve`, `capabilities`, `triton`.
+"""`tags`: the command line. `segment` runs in this process, by the code of the API; `serve`, `worker`, `capabilities`,
+`triton`; `rules` and `ledger` have modules of their own.
 
 What enters: arguments and `TAGS_*` settings. What leaves: a file, a table, an exit status: 0, or 1 for a refusal or a
 fault, with a short text on standard error. Nothing of a dataset is printed.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +24,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
-from service.app import create_app, open_bundle
+from service import ledger_cli, rules_cli
+from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
 from service.capabilities import capabilities
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument, read_prompt_document
 from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summary
+from service.rules.document import RoutingInvalid
+from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import describe_fault
 from service.telemetry.stages import Stages
@@ -41,6 +47,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they print local variables, and those hold datasets
 )
+app.add_typer(rules_cli.app, name="rules")
+app.add_typer(ledger_cli.app, name="ledger")
 out, err = Console(), Console(stderr=True)
 
 STAGES = {  # what a stage is called while one waits for it
@@ -112,6 +120,31 @@ def serve(
         uvicorn.run(create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning")
 
 
+@app.command()
+def worker() -> None:
+    """Work on jobs until it is stopped: for replicas beside gateways that run with TAGS_WORKER=false."""
+    with reported_errors():
+        settings = read_settings()
+        silence_foreign_libraries(lambda: None)
+        err.print(f"TAGS worker with {open_bundle(settings).identity}. {RESEARCH_USE}")
+        asyncio.run(run_worker(settings))
+
+
+async def run_worker(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT, which give the jobs at hand back."""
+    engine, ledger = open_engine(settings), ledger_of(settings)
+    working = asyncio.create_task(
+        new_worker(settings, ledger, ReloadingRouting(settings.routing_file), engine, Metrics()).run()
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+    try:
+        await asyncio.gather(working, return_exceptions=True)
+    finally:
+        ledger.close()
+        await engine.close()
+
+
 @app.command("capabilities")
 def capabilities_command(
     as_json: Annotated[bool, typer.Option("--json", help="The document of GET /capabilities.")] = False,
@@ -147,7 +180,7 @@ def reported_errors() -> Iterator[None]:
         yield
     except TagsError as error:
         lines = [f"{error.title}: {error.detail}", *members(error)]
-    except (BundleInvalid, TritonUnavailable) as error:
+    except (BundleInvalid, TritonUnavailable, RoutingInvalid) as error:
         lines = [str(error)]
     except ValidationError as error:
         lines = [f"TAGS_{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]

@@ -11,6 +11,8 @@ TagsError
 │                       VolumeTooLarge 413
 ├── PromptsRefused      NoPrompts, PromptOutsideVolume, TooManyPrompts, MaskMismatch 422
 ├── NothingFound        422 (only for formats that cannot say "nothing": DICOM SEG)
+├── LedgerRefused       UnknownJob 404, UnknownObject 404, JobNotFinished 409, JobNotReplayable 409, UnknownSource 422;
+│                       LedgerUnavailable, ReceiverBusy 503, SourceUnavailable 502, StorageFull 507
 ├── ModelUnavailable    ModelNotReady 503, ModelBusy 503, ModelTimeout 504, ModelContractBroken 502
 └── ServiceFault        ResultNotProved 500, InternalError 500
 """
@@ -208,6 +210,68 @@ class NothingFound(TagsError):
     `nifti` to have that as a result, or move the prompt."""
 
     status, slug, title = 422, "nothing-found", "Nothing was found, and this format cannot say so"
+
+
+class LedgerRefused(TagsError):
+    status = 409
+
+
+class UnknownJob(LedgerRefused):
+    """There is no job with this id. /jobs lists those that there are."""
+
+    status, slug, title = 404, "unknown-job", "No such job"
+
+
+class UnknownObject(LedgerRefused):
+    """No study, series, instance or frame with these UIDs is held. Look it up with QIDO-RS, or send it first."""
+
+    status, slug, title = 404, "unknown-object", "No such object is held"
+
+
+class JobNotFinished(LedgerRefused):
+    """The job has no result: it still waits or runs, or it ended without one. GET /jobs/{id} says which."""
+
+    slug, title = "job-not-finished", "The job has no result"
+
+
+class JobNotReplayable(LedgerRefused):
+    """Only a job that was refused, cancelled or given up can be replayed."""
+
+    slug, title = "job-not-replayable", "The job cannot be replayed as it stands"
+
+
+class UnknownSource(LedgerRefused):
+    """`source` names no DICOMweb source of TAGS_ROUTING_FILE. Only configured sources are ever contacted."""
+
+    status, slug, title = 422, "unknown-source", "No such source is configured"
+
+
+class SourceUnavailable(LedgerRefused):
+    """The DICOMweb source does not answer, refuses, or does not hold the series. Check it and try again."""
+
+    status, slug, title = 502, "source-unavailable", "The source did not give the series"
+    retry_after_s: ClassVar[int | None] = 30
+
+
+class LedgerUnavailable(LedgerRefused):
+    """The database or the object store cannot be reached. Nothing was acknowledged; send again after `Retry-After`."""
+
+    status, slug, title = 503, "ledger-unavailable", "The ledger is not available"
+    retry_after_s: ClassVar[int | None] = 10
+
+
+class ReceiverBusy(LedgerRefused):
+    """As many STOW-RS requests as TAGS_MAX_RECEIVING allows are being received. Send again after `Retry-After`."""
+
+    status, slug, title = 503, "receiver-busy", "The receiver is at its limit"
+    retry_after_s: ClassVar[int | None] = 5
+
+
+class StorageFull(LedgerRefused):
+    """There is no room for what was sent. Nothing was acknowledged; the operator must make room."""
+
+    status, slug, title = 507, "storage-full", "The storage is full"
+    retry_after_s: ClassVar[int | None] = 300
 
 
 class ModelUnavailable(TagsError):

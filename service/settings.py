@@ -46,7 +46,59 @@ class Settings(BaseSettings):
     """Directory of the site's own destination profiles (NAME.yaml); one with the name of a shipped profile wins."""
 
     data_dir: Path = Path("data")
-    """Directory for what the service keeps between runs. Nothing is kept there yet: a request leaves nothing behind."""
+    """Directory for what the service keeps between runs: ledger.db, objects/ and staging/, unless the next two settings
+    name other places. It holds patient data."""
+
+    database_url: str = Field(default="", repr=False)
+    """SQLAlchemy URL of the ledger, such as `postgresql+psycopg://user:password@host/tags`, which several replicas may
+    share; SQLite in TAGS_DATA_DIR by default."""
+
+    object_store_url: str = ""
+    """Where received and made objects are kept, as fsspec names places, such as `s3://bucket/tags`; a folder in
+    TAGS_DATA_DIR by default."""
+
+    routing_file: Path | None = None
+    """YAML file with sources, destinations and rules; read again whenever it changes. Without one, nothing that is
+    received is segmented by itself."""
+
+    worker: bool = True
+    """Whether this process also works on jobs. Off where `tags worker` runs apart."""
+
+    job_lease_s: float = Field(default=60.0, gt=0)
+    """Seconds after which another worker takes over the job of one that gives no sign of life."""
+
+    job_attempts: int = Field(default=10, ge=1)
+    """Attempts at a segmentation, those of workers that died included, before a person must look at it."""
+
+    delivery_attempts: int = Field(default=100, ge=1)
+    """Attempts at a delivery before a person must look at it: with pauses of 15 minutes, about a day."""
+
+    delivery_workers: int = Field(default=2, ge=1)
+    """Deliveries at once in one worker."""
+
+    result_keep_s: float = Field(default=86400.0, gt=0)
+    """Seconds for which the answer of a request that did not wait is kept."""
+
+    max_store_bytes: int = Field(default=64 * GIB, ge=1)
+    """Bytes of one STOW-RS request. A PACS sends a study of any size in one; they go to disk as they arrive."""
+
+    min_free_bytes: int = Field(default=1 * GIB, ge=0)
+    """Bytes that must stay free where objects are kept. Below, nothing more is received: 507, or A700 by DIMSE."""
+
+    max_receiving: int = Field(default=32, ge=1)
+    """STOW-RS requests received at once. The next is answered 503."""
+
+    dimse_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port of the DICOM listener (C-STORE, C-ECHO); none by default."""
+
+    dimse_ae_title: str = Field(default="TAGS", pattern=r"^[ -\[\]-~]{1,16}$")
+    """AE title of this service. Associations that call another are rejected."""
+
+    dimse_calling_ae_titles: str = ""
+    """AE titles that may send, with commas between; anyone by default, since the address is this machine's own."""
+
+    dimse_max_associations: int = Field(default=32, ge=1)
+    """DICOM associations at once. The next is rejected as a passing condition."""
 
     temporary_dir: Path | None = None
     """Directory for uploads in progress; the system's own by default. Each request gets a private directory in it

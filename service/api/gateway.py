@@ -1,4 +1,4 @@
-"""What the routes share: settings, engine, admission, readiness, metrics, log. Built once in `service.app`."""
+"""What the routes share: settings, engine, admission, readiness, metrics, log, ledger. Built once in `service.app`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from service.api.admission import Admission
+from service.api.places import Places
 from service.api.readiness import Readiness
 from service.inference.engine import Engine
+from service.ledger.ledger import Ledger
+from service.ledger.search import Search
+from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_log import RequestLog
+from service.work.worker import Worker
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,19 @@ class Gateway:
     readiness: Readiness
     metrics: Metrics
     log: RequestLog
+    ledger: Ledger
+    routing: ReloadingRouting
+    receiving: Places
+    worker: Worker | None  # of this process, if it has one
+
+    @property
+    def search(self) -> Search:
+        return Search(self.ledger.database)
+
+    def work_arrived(self) -> None:
+        """Let this process's worker look at once. Others look within moments anyway."""
+        if self.worker:
+            self.worker.wake()
 
 
 async def _gateway(request: Request) -> Gateway:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api.problems import problem_responses
+from service.api.pull import PullRequest
 from service.errors import TagsError
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument
@@ -47,7 +48,8 @@ SEGMENT_BODY: dict[str, Any] = {
                     },
                 },
                 "encoding": {"prompts": {"contentType": "application/json"}},
-            }
+            },
+            "application/json": {"schema": {"$ref": f"{SCHEMAS}PullRequest"}},
         },
     }
 }
@@ -68,6 +70,7 @@ SEGMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
             for media_type, names in FORMATS_BY_MEDIA_TYPE.items()
         },
     },
+    202: {"description": "With `Prefer: respond-async`: the job, whose address is in Location"},
     **problem_responses(TagsError),
 }
 PROBLEM_SCHEMA = {
@@ -100,8 +103,21 @@ def complete_openapi(app: FastAPI) -> None:
             prompts = PromptDocument.model_json_schema(ref_template=SCHEMAS + "{model}")
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= prompts.pop("$defs") | {"PromptDocument": prompts | {"examples": list(EXAMPLES.values())}}
+            pull = PullRequest.model_json_schema(ref_template=SCHEMAS + "{model}")
+            schemas |= pull.pop("$defs") | {"PullRequest": pull} | {"PromptDocument": schemas["PromptDocument"]}
             schemas["Problem"] = PROBLEM_SCHEMA
+            _drop_validation_errors(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _drop_validation_errors(schema: dict[str, Any]) -> None:
+    """FastAPI announces its own 422 for each route with parameters; here a bad one is a problem with status 400."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

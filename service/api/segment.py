@@ -8,6 +8,7 @@ writing. Whatever uses the CPU runs in a thread, so that the event loop keeps an
 from __future__ import annotations
 
 from functools import partial
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated
 
 import anyio
@@ -21,6 +22,8 @@ from service.api.gateway import Gateway, SharedGateway
 from service.api.negotiation import choose_format
 from service.api.openapi import SEGMENT_BODY, SEGMENT_RESPONSES
 from service.api.problems import record_of
+from service.api.pull import pulled
+from service.api.respond_async import accept_job, is_preferred
 from service.api.uploads import Upload, received
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
@@ -57,7 +60,8 @@ async def post_segment(
 ) -> Response:
     """Research use only. Not for diagnosis or treatment.
 
-    Upload one CT or MR series as DICOM files or a ZIP or TAR(.gz) of them, with `prompts` that say what to look for.
+    Upload one CT or MR series as DICOM files or a ZIP or TAR(.gz) of them, with `prompts` that say what to look for;
+    or name, in JSON, a series at a configured DICOMweb source. `Prefer: respond-async` makes it a job (202).
     """
     settings, record, stages = gateway.settings, record_of(request), Stages()
     accept = request.headers.get("accept")
@@ -66,17 +70,26 @@ async def post_segment(
     if profile:
         profile_named(profile, settings.profiles_dir)
     try:
-        async with gateway.admission.place(), received(request, settings, stages) as upload:
+        async with gateway.admission.place(), _upload(request, gateway, stages) as upload:
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
             wishes = profile_named(profile or upload.fields.get("profile", "").strip(), settings.profiles_dir)
             document = read_prompt_document(upload.fields.get("prompts"))
+            if is_preferred(request):
+                return await accept_job(gateway, upload, record.format)
             with anyio.move_on_after(settings.request_timeout_s):
                 result = await while_connected(request, _segment(gateway, upload, document, wishes, record, stages))
                 return _answer(result, gateway, stages)
             raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
     finally:
         record.stages_ms = {name: round(1000 * seconds, 1) for name, seconds in stages.seconds.items()}
+
+
+def _upload(request: Request, gateway: Gateway, stages: Stages) -> AbstractAsyncContextManager[Upload]:
+    """The files that were sent, or those that a JSON body names at a source."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        return pulled(request, gateway, stages)
+    return received(request, gateway.settings, stages)
 
 
 async def _segment(

@@ -23,7 +23,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from service.api.archives import Inbox, unpack
-from service.errors import MalformedRequest, UnsupportedMediaType, UploadStalled, UploadTooLarge
+from service.api.body import refuse_longer, stream_blocks
+from service.errors import MalformedRequest, UnsupportedMediaType, UploadTooLarge
 from service.settings import Settings
 from service.telemetry.stages import Stages
 
@@ -51,14 +52,18 @@ async def received(request: Request, limits: Settings, stages: Stages) -> AsyncI
     UploadStalled, MalformedRequest; starlette.requests.ClientDisconnect when the client goes away.
     """
     boundary = _boundary(request)
-    if int(request.headers.get("content-length", "0")) > limits.max_upload_bytes:
-        raise UploadTooLarge(f"the body is larger than {limits.max_upload_bytes} bytes")
+    refuse_longer(request, limits.max_upload_bytes)  # before there is a directory
     directory = Path(tempfile.mkdtemp(prefix="tags-", dir=limits.temporary_dir))
     try:
         form = _Form(boundary, Inbox(directory, limits), limits.max_field_bytes)
         try:
             with stages("receive"):
-                received_bytes = await _stream(request, form, limits)
+                received_bytes = await stream_blocks(
+                    request,
+                    form.write,
+                    max_bytes=limits.max_upload_bytes,
+                    idle_timeout_s=limits.upload_idle_timeout_s,
+                )
                 await to_thread.run_sync(form.finish)
         finally:
             form.close()
@@ -73,36 +78,11 @@ async def received(request: Request, limits: Settings, stages: Stages) -> AsyncI
 
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind == b"application/json":
-        raise UnsupportedMediaType("JSON bodies that name a DICOMweb source are not offered yet; upload the files")
     if kind != b"multipart/form-data":
         raise UnsupportedMediaType("the body must be multipart/form-data")
     if b"boundary" not in options:
         raise MalformedRequest("the Content-Type header names no multipart boundary")
     return options[b"boundary"]
-
-
-async def _stream(request: Request, form: _Form, limits: Settings) -> int:
-    """Feed the body to the form in blocks. Returns: bytes received."""
-    received_bytes = 0
-    block = bytearray()
-    chunks = aiter(request.stream())
-    while True:
-        try:
-            with anyio.fail_after(limits.upload_idle_timeout_s):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise UploadStalled(f"no byte arrived for {limits.upload_idle_timeout_s:g} s") from error
-        if chunk is not None:
-            received_bytes += len(chunk)
-            if received_bytes > limits.max_upload_bytes:
-                raise UploadTooLarge(f"the body is larger than {limits.max_upload_bytes} bytes")
-            block += chunk
-        if len(block) >= BLOCK_BYTES or chunk is None:
-            await to_thread.run_sync(form.write, bytes(block))
-            block.clear()
-        if chunk is None:
-            return received_bytes
 
 
 class _Form:

@@ -4,6 +4,7 @@ but its route template, status and error slug."""
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds. A slice window takes milliseconds, a network on two cores about one second, a whole volume tens.
@@ -29,6 +30,18 @@ class Metrics:
         self.silenced = Counter(
             "tags_silenced_log_records_total", "Log records of DICOM libraries, withheld.", registry=self._registry
         )
+
+        self.instances = Counter(
+            "tags_instances_total", "Instances received.", ["via", "outcome"], registry=self._registry
+        )
+        self.decisions = Counter("tags_series_decided_total", "Series decided.", ["reason"], registry=self._registry)
+        self.attempts = Counter(
+            "tags_job_attempts_total", "Attempts at jobs.", ["kind", "outcome", "slug"], registry=self._registry
+        )
+
+    def register(self, collector: Collector) -> None:
+        """Add what is read at each scrape, such as the queue."""
+        self._registry.register(collector)
 
     def observe_stages(self, seconds: dict[str, float]) -> None:
         for stage, value in seconds.items():

@@ -35,6 +35,7 @@ class RequestRecord:
     format: str = ""
     received_bytes: int = 0
     files: int = 0
+    refused: int = 0  # of the instances of a STOW-RS request
     modality: str = ""
     shape_zyx: tuple[int, ...] = ()
     spacing_zyx_mm: tuple[float, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,13 +62,15 @@ class RunningGateway:
 async def running(engine: Engine, temporary_dir: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
     """The started app. `raise_app_exceptions` is on: an error that escapes the app fails the test."""
     log = io.StringIO()
-    app = create_app(Settings(temporary_dir=temporary_dir, **settings), engine=engine, log_stream=log)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client,
-    ):
-        yield RunningGateway(client, app, log)
+    with tempfile.TemporaryDirectory() as data_dir:
+        chosen = {"data_dir": Path(data_dir)} | settings
+        app = create_app(Settings(temporary_dir=temporary_dir, **chosen), engine=engine, log_stream=log)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=60) as client,
+        ):
+            yield RunningGateway(client, app, log)
 
 
 def slug(response: httpx.Response) -> str:

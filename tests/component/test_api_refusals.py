@@ -146,9 +146,13 @@ async def test_an_unknown_profile_is_refused_with_the_list(gateway, phantom, req
     assert answer.json()["profiles"] == ["default", "eclipse", "ohif", "pacs-without-seg", "weasis"]
 
 
-async def test_a_json_body_is_refused_for_now(gateway):
+async def test_a_json_body_that_names_no_configured_source_is_refused(gateway):
     answer = await gateway.client.post("/segment", json={"source": "pacs"})
-    assert (answer.status_code, slug(answer)) == (415, "unsupported-media-type")
+    assert (answer.status_code, slug(answer)) == (400, "malformed-request")
+    wanted = {"source": "http://elsewhere", "study_instance_uid": "1.2", "series_instance_uid": "1.3"}
+    answer = await gateway.client.post("/segment", json=wanted)
+    assert (answer.status_code, slug(answer)) == (422, "unknown-source")
+    assert "elsewhere" not in answer.text
 
 
 async def test_unknown_paths_and_methods_are_problems_too(gateway):

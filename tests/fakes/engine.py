@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
@@ -10,6 +11,7 @@ from scipy import ndimage
 from contract.bundle import Bundle
 from contract.grid import fixed_grid
 from contract.intensity import IntensityRule
+from contract.sizes import Sizes
 from contract.tensors import LABEL_BACKGROUND, LABEL_BOX_MAX, LABEL_BOX_MIN, LABEL_FOREGROUND
 from service.domain.prompts import PlacedPrompts
 from service.errors import TagsError
@@ -30,6 +32,24 @@ FAKE_BUNDLE = Bundle(
 )
 
 
+class TinyBundle(Bundle):
+    """A field of view of 64 mm on 32 voxels, for tests in which the segmentation is beside the point."""
+
+    @property
+    def sizes(self) -> Sizes:
+        return replace(super().sizes, roi=32, tokens=4)
+
+
+TINY_BUNDLE = TinyBundle(
+    name="fake",
+    version="0",
+    configuration="small",
+    grid=fixed_grid(2.0),
+    intensity=FAKE_BUNDLE.intensity,
+    targets=FAKE_BUNDLE.targets,
+    findings=FAKE_BUNDLE.findings,
+    trained=True,
+)
 OFF = -6.0  # logit of what is not tumour
 REACH_VOX = 2  # a click this far beside a bright region still means it
 

@@ -1,0 +1,202 @@
+"""`python -m bench.ingest`: instances per second by STOW-RS and by C-STORE from several senders, beside Orthanc.
+
+Senders are programs in C, so that they cost little: curl with a ready multipart body (chunked), and DCMTK's storescu.
+Each sends a study of its own. Gateway and Orthanc run one after the other on the same machine and disk, each with its
+defaults for durability; the gateway's memory is its largest resident size while it receives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import numpy as np
+import typer
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import write_record
+from demo.phantom import write_phantom
+from demo.running import free_port, running_service
+
+BOUNDARY = "bench-boundary"
+PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+SIDE_PIXELS = 512
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Where to send, and whose memory to watch."""
+
+    stow_url: str
+    dicom_port: int
+    ae_title: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """One sender's share: files, and the same as one multipart body."""
+
+    directory: Path
+    body: Path
+
+
+def main(
+    images: Annotated[int, typer.Option(min=1, help="Images of 512 x 512 per sender.")] = 60,
+    senders: Annotated[str, typer.Option(help="Numbers of senders.")] = "1,4,8",
+) -> None:
+    """Measure the gateway, then Orthanc."""
+    counts = [int(count) for count in senders.split(",")]
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        image = dcmread(min(write_phantom(Path(name) / "phantom").directory.iterdir()))
+        for label, running in (("tags", running_gateway), ("orthanc", running_orthanc)):
+            with running(Path(name) / label) as receiver:
+                figures[label] = measured(receiver, Path(name) / "studies" / label, image, images, counts)
+    write_record("ingest", "", {"images_per_sender": images, "instances_per_second": figures})
+    table = Table("receiver", "way", *(f"{count} senders" for count in counts), title="instances per second")
+    for label, ways in figures.items():
+        for way, rates in ways.items():
+            table.add_row(label, way, *(f"{rate:.0f}" for rate in rates.values()))
+    Console().print(table)
+
+
+def measured(
+    receiver: Receiver, directory: Path, image: Dataset, images: int, counts: list[int]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    ways: dict[str, Callable[[Receiver, Study], Sequence[str]]] = {"stow": stow_command, "c-store": store_command}
+    for way, command in ways.items():
+        found[way], found[f"{way}, memory MiB"] = {}, {}
+        for count in counts:
+            studies = [write_study(directory / way / f"{count}-{number}", image, images) for number in range(count)]
+            with memory_watched(receiver.pid) as largest:
+                started = time.perf_counter()
+                processes = [subprocess.Popen(command(receiver, study), stdout=subprocess.DEVNULL) for study in studies]  # noqa: S603
+                statuses = [process.wait() for process in processes]
+                if any(statuses):
+                    raise RuntimeError("a sender failed")
+                seconds = time.perf_counter() - started
+            found[way][str(count)] = round(count * images / seconds, 1)
+            found[f"{way}, memory MiB"][str(count)] = round(largest() / 1024, 0)
+            shutil.rmtree(directory / way)
+    return found
+
+
+def stow_command(receiver: Receiver, study: Study) -> list[str]:
+    content_type = f'Content-Type: multipart/related; type="application/dicom"; boundary={BOUNDARY}'
+    return [
+        "curl", "-sSf", "--noproxy", "*", "-H", content_type, "-H", "Transfer-Encoding: chunked", "-H", "Expect:",
+        "-H", "Accept: application/dicom+json", "-T", str(study.body), "-X", "POST", receiver.stow_url,
+    ]  # fmt: skip
+
+
+def store_command(receiver: Receiver, study: Study) -> list[str]:
+    return [
+        "/usr/bin/storescu", "-R", "-aec", receiver.ae_title, "+sd", "127.0.0.1", str(receiver.dicom_port),
+        str(study.directory),
+    ]  # fmt: skip
+
+
+def write_study(directory: Path, dataset: Dataset, images: int) -> Study:
+    """A CT study of noise on a phantom's header, new UIDs each time."""
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.Rows = dataset.Columns = SIDE_PIXELS
+    pixels = np.random.default_rng(1).integers(0, 2000, (SIDE_PIXELS, SIDE_PIXELS), np.int16).tobytes()
+    directory.mkdir(parents=True)
+    body = directory.with_suffix(".body")
+    with body.open("wb") as stream:
+        for number in range(images):
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            dataset.InstanceNumber = number + 1
+            dataset.PixelData = pixels
+            path = directory / f"{number:05}.dcm"
+            dataset.save_as(path, enforce_file_format=True)
+            stream.write(
+                f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode() + path.read_bytes() + b"\r\n"
+            )
+        stream.write(f"--{BOUNDARY}--\r\n".encode())
+    return Study(directory, body)
+
+
+@contextmanager
+def memory_watched(pid: int) -> Iterator[Callable[[], int]]:
+    """The largest resident size so far, KiB."""
+    largest, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            largest[0] = max(largest[0], *(int(line.split()[1]) for line in lines if line.startswith("VmRSS")))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: largest[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def running_gateway(directory: Path) -> Iterator[Receiver]:
+    port = free_port()
+    with running_service(data_dir=str(directory), dimse_port=str(port), worker="false") as client:
+        (pid,) = [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdecimal() and f"\0{client.base_url.port}\0" in read_command(path)
+        ]
+        yield Receiver(f"{str(client.base_url).rstrip('/')}/dicom-web/studies", port, "TAGS", pid)
+
+
+def read_command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def running_orthanc(directory: Path) -> Iterator[Receiver]:
+    program = shutil.which("Orthanc")
+    if program is None:
+        raise typer.BadParameter("install orthanc and orthanc-dicomweb to compare with it")
+    directory.mkdir(parents=True)
+    port, dicom_port = free_port(), free_port()
+    configuration = {
+        "StorageDirectory": str(directory / "storage"), "IndexDirectory": str(directory / "storage"), "HttpPort": port,
+        "DicomPort": dicom_port, "DicomAet": "ORTHANC", "AuthenticationEnabled": False, "Plugins": [PLUGIN],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }  # fmt: skip
+    (directory / "orthanc.json").write_text(json.dumps(configuration))
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(directory / "orthanc.json")], stdout=log, stderr=log)  # noqa: S603
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/system", trust_env=False).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield Receiver(f"http://127.0.0.1:{port}/dicom-web/studies", dicom_port, "ORTHANC", process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    typer.run(main)

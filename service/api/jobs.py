@@ -1,0 +1,102 @@
+"""`/jobs`: what is being done, was done, and failed; results, events, cancelling and replay.
+
+A job is shown with ids, slugs, counts and times. UIDs of the series are shown, since a PACS administrator finds a study
+by them; nothing else of a dataset is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+from fastapi import Path as PathParameter
+from starlette.responses import Response, StreamingResponse
+
+from service.api.events import event_stream
+from service.api.gateway import SharedGateway
+from service.api.problems import problem_responses
+from service.errors import JobNotFinished, JobNotReplayable, LedgerUnavailable, MalformedRequest, UnknownJob
+from service.ledger.jobs import ENDED, JobView
+from service.work.worker import forget_request
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f-]{36}$")]
+State = Literal["waiting", "running", "done", "refused", "dead", "cancelled"]
+CHUNK_BYTES = 1024 * 1024
+PROBLEMS = problem_responses(UnknownJob, MalformedRequest, LedgerUnavailable)
+
+
+def job_document(view: JobView) -> dict[str, Any]:
+    """A job as JSON."""
+    shown = asdict(view)
+    output = shown.pop("output")
+    safe = {name: output[name] for name in ("found", "verified", "objects", "left_out") if name in output}
+    return shown | safe | {"result": f"/jobs/{view.id}/result" if "key" in output else None}
+
+
+@router.get("", summary="Jobs, the latest changed first", responses=problem_responses(MalformedRequest))
+async def list_jobs(
+    gateway: SharedGateway,
+    state: Annotated[list[State] | None, Query(description="only these states")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> dict[str, Any]:
+    listed = partial(gateway.ledger.jobs.listed, states=state or (), limit=limit, offset=offset)
+    return {"jobs": [job_document(view) for view in await to_thread.run_sync(listed)]}
+
+
+@router.get("/{job_id}", summary="State, stage and percent of a job", responses=PROBLEMS)
+async def show_job(gateway: SharedGateway, job_id: JobId) -> dict[str, Any]:
+    return job_document(await to_thread.run_sync(gateway.ledger.jobs.get, job_id))
+
+
+@router.get("/{job_id}/events", summary="A job's changes as server-sent events", response_class=Response,
+            responses={200: {"content": {"text/event-stream": {}}}, **PROBLEMS})  # fmt: skip
+async def job_events(gateway: SharedGateway, job_id: JobId) -> StreamingResponse:
+    jobs = gateway.ledger.jobs
+    await to_thread.run_sync(jobs.get, job_id)  # a refusal is an answer of its own, not an event
+    return event_stream(lambda: job_document(jobs.get(job_id)), last=lambda document: document["state"] in ENDED)
+
+
+@router.get("/{job_id}/result", summary="The answer of a request that did not wait", response_class=Response,
+            responses={200: {"content": {"application/octet-stream": {}}},
+                       **problem_responses(UnknownJob, JobNotFinished, LedgerUnavailable)})  # fmt: skip
+async def job_result(gateway: SharedGateway, job_id: JobId) -> Response:
+    view = await to_thread.run_sync(gateway.ledger.jobs.get, job_id)
+    if "key" not in view.output:
+        because = f" because of {view.reason}: {view.detail}" if view.reason else ""
+        raise JobNotFinished(f"the job is {view.state}{because}")
+
+    def content() -> bytes:
+        with gateway.ledger.store.open(view.output["key"]) as stream:
+            return stream.read()
+
+    headers = {
+        "Content-Disposition": f'attachment; filename="{view.output["file_name"]}"',
+        "Server-Timing": view.output["server_timing"],
+        "TAGS-Bundle": gateway.engine.bundle.identity,
+        "Cache-Control": "no-store",
+    }
+    return Response(await to_thread.run_sync(content), media_type=view.output["media_type"], headers=headers)
+
+
+@router.delete("/{job_id}", summary="Cancel a job, or forget an ended request and its result", status_code=204,
+               response_class=Response, responses=PROBLEMS)  # fmt: skip
+async def delete_job(gateway: SharedGateway, job_id: JobId) -> Response:
+    view = await to_thread.run_sync(gateway.ledger.jobs.get, job_id)
+    if view.ended and view.kind == "request":
+        await to_thread.run_sync(forget_request, gateway.ledger, job_id)
+    else:
+        await to_thread.run_sync(gateway.ledger.jobs.cancel, job_id)
+    return Response(status_code=204)
+
+
+@router.post("/{job_id}/replay", summary="Let a failed job begin anew", status_code=202,
+             responses=problem_responses(UnknownJob, JobNotReplayable, LedgerUnavailable))  # fmt: skip
+async def replay_job(gateway: SharedGateway, job_id: JobId) -> dict[str, Any]:
+    await to_thread.run_sync(gateway.ledger.jobs.replay, job_id)
+    gateway.work_arrived()
+    return job_document(await to_thread.run_sync(gateway.ledger.jobs.get, job_id))

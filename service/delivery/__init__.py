@@ -1,0 +1,1 @@
+"""Results on their way to a destination, and the proof that they are there."""

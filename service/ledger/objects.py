@@ -1,0 +1,203 @@
+"""The object store: files under keys, in a folder or in whatever fsspec reaches (S3 and others).
+
+What enters: a staged file of this process. What leaves: a key under which the same bytes are found, for as long as the
+ledger names it. `put` returns only once they are durable. Staged files lie in a private directory of this machine;
+those that a killed process left are removed by age.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from fsspec import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from service.errors import LedgerUnavailable, StorageFull
+from service.ledger.database import is_disk_full
+
+STALE_STAGING_S = 24 * 3600.0  # no request or job lasts a day
+
+
+class ObjectStore(Protocol):
+    """Where bytes are kept. Threads may share it."""
+
+    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+        """Move files to their keys, durably; a key that is there already has the same bytes.
+
+        Raises: StorageFull, LedgerUnavailable.
+        """
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """Raises: LedgerUnavailable."""
+        ...
+
+    def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
+        """Local files with the bytes of the keys, for reading only: in place where the store is a folder, else copies
+        in `directory`. Raises: LedgerUnavailable, StorageFull."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """Forget a key; one that is not there is no error."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Space left, where that can be known."""
+        ...
+
+
+def open_store(url: str) -> ObjectStore:
+    """Args: url: as fsspec knows them: a path, `s3://bucket/prefix`, `memory://name`."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return FolderStore(Path(path))
+    return RemoteStore(filesystem, str(path).rstrip("/"))
+
+
+class FolderStore:
+    """A folder of this machine, or a shared one. Files are synced, then renamed into place, then the folder synced."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+        folders: set[Path] = set()
+        try:
+            for source, key in staged:
+                target = self._root / key
+                if target.parent not in folders:
+                    folders |= _made(target.parent, self._root)
+                _sync(source)
+                _move(source, target)
+            for folder in folders:
+                _sync(folder)
+        except OSError as error:
+            raise _translated(error) from error
+
+    def open(self, key: str) -> BinaryIO:
+        try:
+            return (self._root / key).open("rb")
+        except OSError as error:
+            raise _translated(error) from error
+
+    def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
+        return tuple(self._root / key for key in keys)
+
+    def remove(self, key: str) -> None:
+        (self._root / key).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self._root).free
+
+
+class RemoteStore:
+    """Any file system of fsspec. An object store's own upload is atomic and durable when it returns."""
+
+    def __init__(self, filesystem: Any, prefix: str) -> None:
+        self._filesystem, self._prefix = filesystem, prefix
+
+    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+        try:
+            for source, key in staged:
+                self._filesystem.put_file(str(source), self._path(key))
+                source.unlink()
+        except OSError as error:
+            raise _translated(error) from error
+
+    def open(self, key: str) -> BinaryIO:
+        try:
+            opened: BinaryIO = self._filesystem.open(self._path(key), "rb")
+            return opened
+        except OSError as error:
+            raise _translated(error) from error
+
+    def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
+        paths = tuple(directory / f"{index:06}" for index in range(len(keys)))
+        try:
+            for key, path in zip(keys, paths, strict=True):
+                self._filesystem.get_file(self._path(key), str(path))
+        except OSError as error:
+            raise _translated(error) from error
+        return paths
+
+    def remove(self, key: str) -> None:
+        try:
+            self._filesystem.rm_file(self._path(key))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _translated(error) from error
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def _path(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+
+class Staging:
+    """A private directory of this machine for files on their way in, one subdirectory per request or job."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def directory(self) -> Path:
+        """A new private directory. Raises: StorageFull."""
+        try:
+            return Path(tempfile.mkdtemp(dir=self.root))
+        except OSError as error:
+            raise _translated(error) from error
+
+    def remove_stale(self) -> int:
+        """Remove what killed processes left. Returns: how many directories."""
+        stale = [path for path in self.root.iterdir() if time.time() - path.stat().st_mtime > STALE_STAGING_S]
+        for path in stale:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(stale)
+
+
+def _made(folder: Path, root: Path) -> set[Path]:
+    """Make a folder below the root. Returns: it, and the parents whose entries must be synced too."""
+    changed = {folder}
+    while not folder.exists() and folder != root:
+        folder = folder.parent
+        changed.add(folder)
+    max(changed, key=lambda path: len(path.parts)).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return changed
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; staging on another disk is copied beside the target first."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(source, beside)
+        _sync(beside)
+        beside.replace(target)
+        source.unlink()
+
+
+def _translated(error: OSError) -> StorageFull | LedgerUnavailable:
+    if is_disk_full(error):
+        return StorageFull("the disk of the object store is full")
+    return LedgerUnavailable("the object store cannot be read or written")

@@ -1,0 +1,262 @@
+"""Receipt: staged files become instances of the ledger, durably, once.
+
+What enters: `Arrival`s: checked files of this machine with their facts. What leaves: one `Receipt` each, after the
+bytes are in the object store and the row is committed: only then may a sender be told. Idempotent by SOP Instance UID
+and digest: the same content again is a duplicate, other content under the same UID a new revision that names its
+predecessor and takes its place; the earlier one stays.
+
+One writer thread serves all senders of a process and commits what has gathered since its last commit in one
+transaction, so that a commit's disk sync is shared. Threads may share a `Receiver`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from service.dicom.facts import Facts
+from service.errors import TagsError
+from service.ledger.database import Database
+from service.ledger.objects import ObjectStore
+from service.ledger.tables import instance, series
+
+MAX_BATCH = 256  # arrivals per transaction
+_SEARCHABLE = {  # column of `series`: attribute
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "study_date": "StudyDate",
+    "study_time": "StudyTime",
+    "accession_number": "AccessionNumber",
+    "study_id": "StudyID",
+    "referring_physician_name": "ReferringPhysicianName",
+    "study_description": "StudyDescription",
+    "modality": "Modality",
+    "series_number": "SeriesNumber",
+    "series_description": "SeriesDescription",
+    "body_part": "BodyPartExamined",
+}
+_LENGTH = {name: getattr(series.c[name].type, "length", None) for name in _SEARCHABLE}  # PostgreSQL refuses longer
+LOOKUP_CHUNK = 500  # SQLite takes a limited number of parameters
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How an object came in. AE titles are "" outside DIMSE."""
+
+    via: str  # stow, cstore, result
+    calling_ae: str = ""
+    called_ae: str = ""
+    job_id: str | None = None  # of a result
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A staged file whose header has been read."""
+
+    staged: Path
+    facts: Facts
+    origin: Origin
+
+    @property
+    def object_key(self) -> str:
+        """Equal content has an equal key. One folder per series, so that a batch touches few folders."""
+        folder = blake2b(self.facts.series_instance_uid.encode(), digest_size=16).hexdigest()
+        return f"instances/{folder}/{self.facts.digest}"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of one arrival."""
+
+    facts: Facts
+    revision: int
+    duplicate: bool
+
+
+class Receiver:
+    """`start` it before use; `close` waits for what was submitted."""
+
+    def __init__(self, database: Database, store: ObjectStore) -> None:
+        self._database, self._store = database, store
+        self._submitted: queue.SimpleQueue[tuple[list[Arrival], Future[list[Receipt]]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="ledger-receiver", daemon=True)
+        self._thread.start()
+
+    def receive(self, arrivals: Sequence[Arrival]) -> list[Receipt]:
+        """Keep the files; they are gone from the staging directory afterwards. Blocking.
+
+        Raises: StorageFull, LedgerUnavailable: nothing of these arrivals was acknowledged.
+        """
+        return self.submit(arrivals).result()
+
+    def submit(self, arrivals: Sequence[Arrival]) -> Future[list[Receipt]]:
+        """The receipts, in time. The caller has synced nothing: the store does."""
+        future: Future[list[Receipt]] = Future()
+        try:
+            # In the caller's thread, so that several senders' files are synced side by side.
+            self._store.put([(arrival.staged, arrival.object_key) for arrival in arrivals])
+        except TagsError as error:
+            future.set_exception(error)
+            return future
+        self._submitted.put((list(arrivals), future))
+        return future
+
+    def close(self) -> None:
+        self._submitted.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            item = self._submitted.get()
+            if item is None:
+                return
+            batch, ended = [item], False
+            while sum(len(arrivals) for arrivals, _ in batch) < MAX_BATCH and not self._submitted.empty():
+                following = self._submitted.get()
+                if following is None:
+                    ended = True
+                    break
+                batch.append(following)
+            self._commit(batch)
+            if ended:
+                return
+
+    def _commit(self, batch: list[tuple[list[Arrival], Future[list[Receipt]]]]) -> None:
+        try:
+            with self._database.writing() as connection:
+                receipts = record(self._database, connection, [item for arrivals, _ in batch for item in arrivals])
+        except Exception as error:  # whatever it is, the senders must be told that nothing was kept
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        for arrivals, future in batch:
+            future.set_result(receipts[: len(arrivals)])
+            receipts = receipts[len(arrivals) :]
+
+
+def record(database: Database, connection: Connection, arrivals: Sequence[Arrival]) -> list[Receipt]:
+    """Enter arrivals whose bytes are in the store. Inside the caller's transaction."""
+    now = database.now(connection)
+    _ensure_series(database, connection, arrivals, now)
+    known = _known(connection, {arrival.facts.sop_instance_uid for arrival in arrivals})
+    receipts: list[Receipt] = []
+    changed: set[str] = set()
+    for arrival in arrivals:
+        facts = arrival.facts
+        revisions = known[facts.sop_instance_uid]
+        if facts.digest in revisions:
+            receipts.append(Receipt(facts, revisions[facts.digest].revision, duplicate=True))
+            continue
+        previous = max(revisions.values(), key=lambda found: found.revision, default=None)
+        entered = _enter(connection, arrival, previous, now)
+        revisions[facts.digest] = entered
+        changed |= {facts.series_instance_uid} | ({previous.series_instance_uid} if previous else set())
+        receipts.append(Receipt(facts, entered.revision, duplicate=False))
+    for uid in sorted(changed):
+        _note_change(connection, uid, now)
+    return receipts
+
+
+@dataclass(frozen=True)
+class _Known:
+    id: int
+    revision: int
+    series_instance_uid: str
+
+
+def _known(connection: Connection, uids: set[str]) -> dict[str, dict[str, _Known]]:
+    """By SOP Instance UID, then digest."""
+    known: dict[str, dict[str, _Known]] = defaultdict(dict)
+    columns = instance.c
+    wanted = sorted(uids)
+    for start in range(0, len(wanted), LOOKUP_CHUNK):
+        rows = connection.execute(
+            select(
+                columns.id, columns.sop_instance_uid, columns.digest, columns.revision, columns.series_instance_uid
+            ).where(columns.sop_instance_uid.in_(wanted[start : start + LOOKUP_CHUNK]))
+        )
+        for row in rows:
+            known[row.sop_instance_uid][row.digest] = _Known(row.id, row.revision, row.series_instance_uid)
+    return known
+
+
+def _ensure_series(database: Database, connection: Connection, arrivals: Sequence[Arrival], now: float) -> None:
+    """Rows for all series, locked in one order, so that two replicas never wait for each other in a ring."""
+    by_uid = {arrival.facts.series_instance_uid: arrival.facts for arrival in arrivals}
+    database.insert_new(connection, series, [_series_row(by_uid[uid], now) for uid in sorted(by_uid)])
+    uids = sorted(by_uid)
+    for start in range(0, len(uids), LOOKUP_CHUNK):
+        wanted = series.c.series_instance_uid.in_(uids[start : start + LOOKUP_CHUNK])
+        statement = select(series.c.series_instance_uid).where(wanted).order_by(series.c.series_instance_uid)
+        connection.execute(statement.with_for_update()).all()
+
+
+def _series_row(facts: Facts, now: float) -> dict[str, Any]:
+    texts = dict(zip(_SEARCHABLE, facts.series_text(*_SEARCHABLE.values()), strict=True))
+    (expected,) = facts.series_text("NumberOfSeriesRelatedInstances")
+    return {
+        "series_instance_uid": facts.series_instance_uid,
+        "study_instance_uid": facts.study_instance_uid,
+        **{name: text[: _LENGTH.get(name)] for name, text in texts.items()},
+        "attributes": facts.series_json,
+        "instances": 0,
+        "expected_instances": int(expected) if expected.isdecimal() and 0 < int(expected) < 1_000_000 else None,
+        "first_received_at": now,
+        "last_received_at": now,
+        "revision": 0,
+        "noticed_revision": 0,
+        "decided_revision": 0,
+        "decision": "",
+        "reason": "",
+    }
+
+
+def _enter(connection: Connection, arrival: Arrival, previous: _Known | None, now: float) -> _Known:
+    facts, origin = arrival.facts, arrival.origin
+    revision = previous.revision + 1 if previous else 1
+    if previous:
+        superseded = instance.c.sop_instance_uid == facts.sop_instance_uid
+        connection.execute(update(instance).where(superseded).values(current=False))
+    result = connection.execute(
+        insert(instance).values(
+            sop_instance_uid=facts.sop_instance_uid,
+            digest=facts.digest,
+            revision=revision,
+            predecessor_id=previous.id if previous else None,
+            current=True,
+            series_instance_uid=facts.series_instance_uid,
+            study_instance_uid=facts.study_instance_uid,
+            sop_class_uid=facts.sop_class_uid,
+            transfer_syntax_uid=facts.transfer_syntax_uid,
+            instance_number=facts.instance_number,
+            attributes=facts.instance_json,
+            size_bytes=facts.size_bytes,
+            object_key=arrival.object_key,
+            via=origin.via,
+            calling_ae=origin.calling_ae,
+            called_ae=origin.called_ae,
+            job_id=origin.job_id,
+            received_at=now,
+        )
+    )
+    (identifier,) = result.inserted_primary_key or (0,)
+    return _Known(int(identifier), revision, facts.series_instance_uid)
+
+
+def _note_change(connection: Connection, series_instance_uid: str, now: float) -> None:
+    current = (instance.c.series_instance_uid == series_instance_uid) & instance.c.current
+    count = select(func.count()).select_from(instance).where(current).scalar_subquery()
+    connection.execute(
+        update(series)
+        .where(series.c.series_instance_uid == series_instance_uid)
+        .values(instances=count, last_received_at=now, revision=series.c.revision + 1)
+    )

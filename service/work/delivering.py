@@ -1,0 +1,61 @@
+"""Delivery jobs: results of the ledger to one destination, with its circuit noted. Blocking."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.delivery.deliver import deliver
+from service.delivery.failure import DeliveryFailed
+from service.dicomweb.client import Outgoing
+from service.ledger.jobs import Lease
+from service.ledger.ledger import Ledger
+from service.rules.document import Routing
+from service.work.plans import DeliveryPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Deliverer:
+    """Runs jobs of the kind "delivery"."""
+
+    ledger: Ledger
+    ae_title: str
+
+    def run(self, lease: Lease, routing: Routing, enter: Callable[[str], None]) -> None:
+        """Raises: DeliveryFailed, LeaseLost."""
+        plan = DeliveryPlan.model_validate(lease.plan)
+        destination = routing.destinations.get(plan.destination)
+        if destination is None:
+            raise DeliveryFailed("unknown-destination", "the routing file lists no such destination any more")
+        held = self.ledger.series.instances(sop_instance_uids=plan.sop_instance_uids)
+        directory = self.ledger.staging.directory()
+        try:
+            paths = self.ledger.store.fetch([item.object_key for item in held], directory)
+            objects = [
+                Outgoing(
+                    path=path,
+                    sop_class_uid=item.sop_class_uid,
+                    sop_instance_uid=item.sop_instance_uid,
+                    series_instance_uid=item.series_instance_uid,
+                    study_instance_uid=item.study_instance_uid,
+                    transfer_syntax_uid=item.transfer_syntax_uid,
+                )
+                for item, path in zip(held, paths, strict=True)
+            ]
+            proof = deliver(
+                destination,
+                objects,
+                job_id=lease.job_id,
+                ae_title=self.ae_title,
+                commitments=self.ledger.commitments,
+                stage=enter,
+            )
+        except DeliveryFailed as error:
+            if error.unreachable or error.reason == "not-verified":
+                self.ledger.circuits.note_failure(plan.destination)
+            raise
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.ledger.circuits.note_success(plan.destination)
+        self.ledger.jobs.end(lease, state="done", output={"verified": proof, "objects": len(objects)})

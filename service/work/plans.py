@@ -1,0 +1,51 @@
+"""What a job is to do, as it stands in the job table: written when it is made, so that later rules change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Plan(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def document(self) -> dict[str, Any]:
+        """For the job table."""
+        return self.model_dump(mode="json")
+
+
+class SeriesPlan(_Plan):
+    """Segment a held series by a rule."""
+
+    rule: str
+    text: str | None = None
+    target: str | None = None
+    annotations: tuple[str, ...] = ()  # SOP Instance UIDs that say where to look
+    organ_mask: str | None = None  # SOP Instance UID of a SEG
+    bundle: str | None = None
+    outputs: tuple[str, ...]
+    destinations: tuple[str, ...]
+
+
+class DeliveryPlan(_Plan):
+    """Bring results to a destination."""
+
+    rule: str
+    destination: str
+    sop_instance_uids: tuple[str, ...]
+
+
+class RequestPlan(_Plan):
+    """Answer a `POST /segment` that did not wait. Keys of the object store."""
+
+    files: tuple[str, ...]
+    organ_mask: str | None = None
+    mask: str | None = None
+    prompts: str | None = None  # the document as it was sent, checked
+    series_instance_uid: str | None = None
+    format: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.files, *(key for key in (self.organ_mask, self.mask) if key))

@@ -1,0 +1,79 @@
+"""The gateway behind a real socket, in a thread of the test, with an engine that the test brings."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from demo.running import free_port
+from service.app import create_app
+from service.ledger.ledger import Ledger
+from service.settings import Settings
+from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
+
+START_S = 30
+
+
+@dataclass
+class LiveGateway:
+    """Its addresses, and a client."""
+
+    url: str
+    client: httpx.Client
+    ledger: Ledger
+    log: io.StringIO
+    dimse_port: int
+
+    @property
+    def dicomweb(self) -> str:
+        return f"{self.url}/dicom-web"
+
+    def wait_for(self, what: str, condition: Any, seconds: float = 60) -> Any:
+        """The first true answer of `condition`. Fails with `what` when there is none in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            time.sleep(0.1)
+        jobs = [(view.kind, view.state, view.reason, view.detail) for view in self.ledger.jobs.listed()]
+        raise AssertionError(
+            f"{what} did not happen in {seconds:g} s; jobs are {jobs}; log {self.log.getvalue()[-2000:]}"
+        )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return self.client.get("/jobs").json()["jobs"]
+
+    def all_done(self) -> bool:
+        jobs = self.jobs()
+        return bool(jobs) and all(job["state"] == "done" for job in jobs)
+
+
+@contextmanager
+def live_gateway(data_dir: Path, engine: Any = None, **settings: Any) -> Iterator[LiveGateway]:
+    port, log = free_port(), io.StringIO()
+    dimse_port = free_port()
+    chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
+    app = create_app(Settings(data_dir=data_dir, **chosen), engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + START_S
+    while not server.started and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.started, "the gateway did not start"
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            yield LiveGateway(url, client, app.state.gateway.ledger, log, dimse_port)
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -1,0 +1,133 @@
+"""A real Orthanc (Debian packages orthanc, orthanc-dicomweb) as a process of the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from demo.running import free_port
+from tests.conftest import require
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+STORESCU = "/usr/bin/storescu"  # pynetdicom puts another program of this name into the environment
+START_S, JOB_S = 30, 60
+# What docs/orthanc.md shows: routes a series once no image of it has come for StableAge.
+ROUTING_LUA = """
+function OnStableSeries(seriesId, tags, metadata)
+  if tags['Modality'] == 'CT' and not (metadata['1024'] == 'sent') then
+    local body = {}
+    body['Resources'] = { seriesId }
+    body['Synchronous'] = false
+    -- the last argument must be false, or plug-in addresses are not reached
+    RestApiPost('/dicom-web/servers/tags/stow', DumpJson(body, true), false)
+    RestApiPut('/series/' .. seriesId .. '/metadata/1024', 'sent', false)
+  end
+end
+"""
+
+
+def require_orthanc() -> None:
+    require(shutil.which("Orthanc") is not None and PLUGIN.exists(), "orthanc and orthanc-dicomweb are not installed")
+
+
+def require_dcmtk() -> None:
+    require(Path(STORESCU).exists(), "dcmtk is not installed")
+
+
+@dataclass
+class Orthanc:
+    """Its address, and a client that is logged in."""
+
+    url: str
+    dicom_port: int
+    client: httpx.Client
+
+    @property
+    def dicomweb(self) -> str:
+        return f"{self.url}/dicom-web"
+
+    def upload(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.client.post("/instances", content=path.read_bytes()).raise_for_status()
+
+    def find(self, level: str, **query: str) -> list[str]:
+        """Orthanc's own ids."""
+        found: list[str] = self.client.post("/tools/find", json={"Level": level, "Query": query}).json()
+        return found
+
+    def run(self, address: str, **body: Any) -> dict[str, Any]:
+        """Start a job and wait for its end."""
+        started = self.client.post(address, json={"Synchronous": False, **body})
+        started.raise_for_status()
+        return self.wait(started.json()["ID"])
+
+    def wait(self, job: str) -> dict[str, Any]:
+        deadline = time.monotonic() + JOB_S
+        while time.monotonic() < deadline:
+            document: dict[str, Any] = self.client.get(f"/jobs/{job}").json()
+            if document["State"] in ("Success", "Failure"):
+                return document
+            time.sleep(0.2)
+        raise AssertionError("Orthanc's job did not end")
+
+    def push_by_stow(self, resources: Sequence[str]) -> dict[str, Any]:
+        return self.run("/dicom-web/servers/tags/stow", Resources=list(resources))
+
+    def push_by_dimse(self, resources: Sequence[str]) -> dict[str, Any]:
+        return self.run("/modalities/tags/store", Resources=list(resources))
+
+    def instances(self, **query: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.client.get("/dicom-web/instances", params=query).json()
+        return found
+
+
+@contextmanager
+def running_orthanc(directory: Path, *, tags_url: str, tags_dimse_port: int, lua: bool = False) -> Iterator[Orthanc]:
+    directory.mkdir(parents=True)
+    port, dicom_port = free_port(), free_port()
+    (directory / "route.lua").write_text(ROUTING_LUA)
+    configuration = {
+        "Name": "PACS", "StorageDirectory": str(directory / "storage"), "IndexDirectory": str(directory / "storage"),
+        "HttpPort": port, "DicomPort": dicom_port, "DicomAet": "PACS", "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": True, "RegisteredUsers": {"pacs": "pacs-secret"}, "StableAge": 2,
+        "Plugins": [str(PLUGIN)], "LuaScripts": [str(directory / "route.lua")] if lua else [],
+        "UnknownSopClassAccepted": True, "DicomCheckCalledAet": True, "OverwriteInstances": False,
+        "DicomModalities": {"tags": ["TAGS", "127.0.0.1", tags_dimse_port]},
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"tags": [f"{tags_url}/dicom-web/"]}},
+    }  # fmt: skip
+    (directory / "orthanc.json").write_text(json.dumps(configuration))
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    with (directory / "log").open("wb") as log:
+        command = [shutil.which("Orthanc") or "Orthanc", str(directory / "orthanc.json")]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, auth=("pacs", "pacs-secret"), timeout=60, trust_env=False) as client:
+            deadline = time.monotonic() + START_S
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    client.get("/system").raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    time.sleep(0.1)
+            else:
+                raise AssertionError((directory / "log").read_text(errors="replace")[-2000:])
+            yield Orthanc(url, dicom_port, client)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
