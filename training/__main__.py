@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from training.loop import Plan, train
+from training.evaluation.command import evaluate
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+app.command()(evaluate)
 
 
 @app.command()
@@ -29,27 +29,15 @@ def run(
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
     """Train one stage; its checkpoint is OUT/last.pt."""
+    import torch  # only training needs it; `evaluate` runs in the gateway's environment as well
+
+    from training.loop import Plan, train
+
     if (steps is None) == (minutes is None):
         raise typer.BadParameter("give either --steps or --minutes")
     torch.set_num_threads(threads)
     plan = Plan(config=config, roi=roi, batch=batch, rate=rate, seed=seed, steps=steps, minutes=minutes, freeze=freeze)
     typer.echo(train(plan, out, init=init, resume=resume))
-
-
-@app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint of `run`")],
-    out: Annotated[Path, typer.Option(help="JSON with every case and the means")],
-    cases: int = 50,
-    roi: int = 128,
-    threads: int = 2,
-    release: Annotated[Path | None, typer.Option(help="checkpoint to write for the export, with the figures")] = None,
-) -> None:
-    """Dice on held-out phantoms, beside the best sphere and the best region growing."""
-    from training.evaluate import evaluate_checkpoint
-
-    torch.set_num_threads(threads)
-    typer.echo(evaluate_checkpoint(checkpoint, out, cases=cases, roi=roi, release=release))
 
 
 if __name__ == "__main__":

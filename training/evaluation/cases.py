@@ -1,0 +1,142 @@
+"""A case as it is measured: a scan that the service can read, and the truth on the scan's own grid.
+
+DICOM goes through the service's reader. NIfTI and arrays become an `ArraySource`, with their geometry in LPS mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+
+from service.dicom.ingest import SeriesLimits, read_series
+from service.domain.geometry import Geometry
+from service.domain.volume import SourceImage, Volume
+from service.nifti import read_nifti
+from training.layouts import CaseFiles
+
+GRID_TOLERANCE_MM = 1e-2  # headers hold float32; more than that is another place
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NO_LIMITS = SeriesLimits(max_instances=1 << 20, max_voxels=1 << 40)  # the operator's own files
+
+
+class CaseUnusable(ValueError):
+    """A case cannot be measured, and why; the others can."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Implements `SourceImage` on voxels in memory."""
+
+    voxels: np.ndarray  # (D, H, W) float32, HU or a.u.
+    geometry: Geometry
+    modality: str
+
+    def read(self, start: int, stop: int) -> Volume:
+        _, rows, columns = self.geometry.shape_zyx
+        return Volume(self.voxels[start:stop].copy(), self.geometry.crop((start, 0, 0), (stop, rows, columns)))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One scan, what is true of it, and what a text prompt for it says."""
+
+    name: str
+    source: SourceImage
+    truth: np.ndarray  # (D, H, W) bool, not empty
+    organ_mask: np.ndarray | None = None  # (D, H, W) bool, the organ with its tumour
+    organ: str | None = None  # "liver": the target, and the group in tables
+    finding: str | None = None  # "liver tumour": the text prompt
+    absent_finding: str | None = None  # one that this scan is known not to show
+    patient: str = ""  # cases of one patient are resampled together; never written anywhere
+
+    def __post_init__(self) -> None:
+        if self.truth.shape != self.source.geometry.shape_zyx or self.truth.dtype != bool:
+            raise ValueError("the truth is bool with the shape of its scan")
+        if not self.truth.any():
+            raise CaseUnusable("its mask holds no tumour")
+
+    @property
+    def spacing_zyx_mm(self) -> tuple[float, float, float]:
+        z, y, x = self.source.geometry.spacing_zyx_mm.tolist()
+        return (z, y, x)
+
+    @property
+    def volume_ml(self) -> float:
+        return float(np.count_nonzero(self.truth)) * self.source.geometry.voxel_volume_mm3 / 1000
+
+    def voxels(self) -> np.ndarray:
+        """(D, H, W) float32: the whole scan, for what works without the service."""
+        return self.source.read(0, self.source.geometry.shape_zyx[0]).voxels
+
+
+def array_case(
+    name: str,
+    voxels: np.ndarray,
+    spacing_zyx_mm: tuple[float, float, float],
+    truth: np.ndarray,
+    *,
+    modality: str,
+    organ_mask: np.ndarray | None = None,
+    organ: str | None = None,
+    finding: str | None = None,
+    absent_finding: str | None = None,
+) -> Case:
+    """A case from arrays (D, H, W), such as a phantom: slices go toward the head, rows to posterior, columns left."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.fliplr(np.diag(spacing_zyx_mm[::-1]))  # columns: the steps z, y, x in LPS
+    depth, height, width = voxels.shape
+    source = ArraySource(voxels.astype(np.float32), Geometry((depth, height, width), affine, ""), modality)
+    return Case(name, source, truth, organ_mask, organ, finding, absent_finding, patient=name)
+
+
+def read_case(files: CaseFiles) -> Case:
+    """Raises: CaseUnusable; TagsError, as the service refuses a series; OSError."""
+    if files.image.is_dir():
+        return _dicom_case(files)
+    voxels, affine = _load(files.image)
+    geometry = Geometry(voxels.shape, affine, "")  # type: ignore[arg-type]
+    source = ArraySource(voxels.astype(np.float32), geometry, files.modality or "CT")
+    label_map = _labels(files.mask, geometry)
+    organ_mask = _chosen(label_map, files.organ_labels) if files.organ_labels else None
+    if files.organ_mask:
+        organ_mask = _labels(files.organ_mask, geometry) > 0
+    return _case(files, source, _chosen(label_map, files.tumour_labels), organ_mask, files.patient or files.name)
+
+
+def _dicom_case(files: CaseFiles) -> Case:
+    paths = sorted(path for path in files.image.rglob("*") if path.is_file())
+    series = read_series(paths, series_instance_uid=None, limits=NO_LIMITS)
+    organ_mask = read_nifti(files.organ_mask, series.geometry) if files.organ_mask else None
+    patient = str(pydicom.dcmread(paths[0], specific_tags=["PatientID"]).get("PatientID", ""))
+    return _case(files, series, read_nifti(files.mask, series.geometry), organ_mask, files.patient or patient)
+
+
+def _case(
+    files: CaseFiles, source: SourceImage, truth: np.ndarray, organ_mask: np.ndarray | None, patient: str
+) -> Case:  # fmt: skip
+    finding = f"{files.organ} tumour" if files.organ else None
+    return Case(files.name, source, truth, organ_mask, files.organ, finding, patient=patient or files.name)
+
+
+def _chosen(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
+    return np.isin(label_map, labels) if labels else label_map > 0
+
+
+def _labels(file: Path, geometry: Geometry) -> np.ndarray:
+    """(D, H, W) label values. Raises: CaseUnusable: not on the grid of its image."""
+    voxels, affine = _load(file)
+    if voxels.shape != geometry.shape_zyx or not np.allclose(affine, geometry.affine, rtol=0, atol=GRID_TOLERANCE_MM):
+        raise CaseUnusable("its mask does not lie on the grid of its image")
+    return np.rint(voxels).astype(np.int16)
+
+
+def _load(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(D, H, W) voxels and the (4, 4) affine from z, y, x to LPS mm. Raises: CaseUnusable."""
+    image = nib.load(file)
+    if len(image.shape) != 3:
+        raise CaseUnusable("it is no single volume; split channels into files of their own")
+    return np.asarray(image.dataobj).transpose(2, 1, 0), (RAS_TO_LPS @ image.affine)[:, [2, 1, 0, 3]]
