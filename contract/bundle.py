@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contract.grid import GridRule
 from contract.intensity import IntensityRule
 from contract.sizes import CONFIGURATIONS, Sizes
 from contract.tensors import NETWORKS
 
-FORMAT = 1
+FORMAT = 2  # 2: a grid rule instead of one spacing
 FILE_NAME = "bundle.json"
 
 
@@ -42,7 +43,7 @@ class Bundle:
     name: str
     version: str
     configuration: str  # a key of CONFIGURATIONS
-    spacing_mm: float  # isotropic spacing of the region of interest
+    grid: GridRule  # spacing of the region of interest
     intensity: dict[str, IntensityRule]  # by target ("liver"), falling back to modality ("CT", "MR")
     targets: tuple[str, ...]  # anatomy vocabulary it was trained on
     findings: tuple[str, ...]  # text vocabulary it was trained on
@@ -85,12 +86,15 @@ def load_bundle(directory: Path) -> Bundle:
         if document.pop("format") != FORMAT or document["configuration"] not in CONFIGURATIONS:
             raise BundleInvalid(f"{FILE_NAME}: unknown format or configuration")
         document["intensity"] = {key: IntensityRule(**rule) for key, rule in document["intensity"].items()}
+        document["grid"] = GridRule(**document["grid"])
         document["targets"], document["findings"] = tuple(document["targets"]), tuple(document["findings"])
         bundle = Bundle(**document, directory=directory)
         for name, expected in bundle.files.items():
             if sha256(directory / name) != expected:
                 raise BundleInvalid(f"{name}: sha256 differs from {FILE_NAME}")
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except BundleInvalid:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise BundleInvalid(f"no usable {FILE_NAME} in the bundle directory") from error
     if set(bundle.files) != {onnx_file(n) for n in NETWORKS}:
         raise BundleInvalid(f"{FILE_NAME} must list exactly the files of {', '.join(NETWORKS)}")

@@ -1,6 +1,6 @@
 """A training checkpoint: weights and what the bundle must say about them. Read without running code from the file.
 
-Layout: {"config": "small", "state_dict": weights of `Tags` (moving average), "meta": {"spacing_mm", "intensity":
+Layout: {"config": "small", "state_dict": weights of `Tags` (moving average), "meta": {"grid", "intensity":
 {"CT": IntensityRule fields, "MR": ...}, "targets", "findings", "training", "quality"}}.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from contract.grid import GridRule, fixed_grid
 from contract.intensity import IntensityRule
 from contract.sizes import Sizes
 from export.networks.build import Tags, build_tags
@@ -27,7 +28,7 @@ class CheckpointInvalid(ValueError):
 class Meta:
     """What a bundle says of the weights; fields as in `contract.bundle.Bundle`."""
 
-    spacing_mm: float
+    grid: GridRule
     intensity: dict[str, IntensityRule]
     targets: tuple[str, ...]
     findings: tuple[str, ...]
@@ -73,7 +74,7 @@ def load_checkpoint(path: Path, sizes: Sizes) -> Checkpoint:
 def read_meta(document: dict[str, Any]) -> Meta:
     """Raises: KeyError, TypeError."""
     return Meta(
-        spacing_mm=float(document["spacing_mm"]),
+        grid=GridRule(**document["grid"]),
         intensity={key: IntensityRule(**rule) for key, rule in document["intensity"].items()},
         targets=tuple(document["targets"]),
         findings=tuple(document["findings"]),
@@ -88,7 +89,7 @@ def untrained(sizes: Sizes, seed: int) -> Checkpoint:
     model = build_tags(sizes)
     randomise_zeros(model, seed)
     meta = Meta(
-        spacing_mm=1.0,
+        grid=fixed_grid(1.0),
         intensity={
             "CT": IntensityRule("window", low=-160.0, high=240.0, mean=40.0, std=80.0),
             "MR": IntensityRule("percentile", low=0.5, high=99.5),

@@ -86,7 +86,7 @@ def describe(checkpoint: Checkpoint, name: str, version: str) -> Bundle:
         name=name,
         version=version,
         configuration=checkpoint.sizes.name,
-        spacing_mm=meta.spacing_mm,
+        grid=meta.grid,
         intensity=meta.intensity,
         targets=meta.targets,
         findings=meta.findings,

@@ -2,10 +2,11 @@
 
     read -> prepare -> encode -> text -> decode, once per region of interest, -> restore
 
-Prompts that say where start with the regions around them; a tumour that touches a region's border brings in the next.
-A text alone first searches the volume on a coarser grid; what it proposes goes on as a previous mask.
+Prompts that say where start with the region around them, at the spacing that suits the tumour; looks at other spacings
+follow until it does. What even the widest does not hold brings in the next region.
+A text alone first searches the volume on a coarse grid; what it proposes goes on as a previous mask.
 Numpy work runs in threads, networks in the engine: nothing blocks the event loop. Nothing outlives the request.
-Decision: docs/decisions/0004-region-of-interest.md.
+Decisions: docs/decisions/0004-region-of-interest.md, 0007-adaptive-zoom.md.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from service.domain.proposals import propose, search
 from service.domain.resample import onto_roi
 from service.domain.restore import Tile, blend, restore
 from service.domain.roi import Corner, Lattice, extents_of, first_corners, lattice_on
-from service.domain.volume import SourceImage
+from service.domain.volume import SliceCache, SourceImage
+from service.domain.zoom import MAX_LOOKS, seen_in, zoom_on
 from service.errors import UnsupportedModality
 from service.inference.engine import Engine
 from service.telemetry.stages import Stages
@@ -44,13 +46,11 @@ async def segment(source: SourceImage, prompts: Prompts, engine: Engine, stages:
     """
     bundle = engine.bundle
     await run_sync(check_prompts, prompts, source.geometry)
-    request = _Request(source, prompts, engine, stages, _rule(bundle, source.modality, prompts.target))
-    lattice = lattice_on(source.geometry, spacing_mm=bundle.spacing_mm, size=bundle.sizes.roi)
-    if has_place(prompts):
-        corners = await run_sync(_first_corners, prompts, source.geometry, lattice)
-        tiles, complete = await request.grow(lattice, corners)
-    else:
-        request, tiles, complete = await request.search(lattice)
+    rule = _rule(bundle, source.modality, prompts.target)
+    request = _Request(SliceCache(source), prompts, engine, stages, rule)
+    if not has_place(prompts):
+        request = await request.search()
+    lattice, tiles, complete = await request.look() if has_place(request.prompts) else (request.lattice(1.0), [], True)
     with stages("restore"):
         return await run_sync(
             partial(restore, tiles, lattice, source.geometry, prompts=request.prompts, complete=complete)
@@ -77,54 +77,82 @@ class _Request:
     stages: Stages
     rule: IntensityRule
 
-    async def search(self, lattice: Lattice) -> tuple[_Request, list[Tile], bool]:
-        """Look for a text everywhere, then closely where it seems to be.
+    def lattice(self, spacing_mm: float) -> Lattice:
+        return lattice_on(self.source.geometry, spacing_mm=spacing_mm, size=self.engine.bundle.sizes.roi)
 
-        Returns: the request with the proposals as its previous mask, the tiles found there, whether they are complete.
-        """
+    async def search(self) -> _Request:
+        """Look for a text everywhere. Returns: the request with what seems to be it as the previous mask."""
         geometry, organ_mask = self.source.geometry, self.prompts.organ_mask
-        coarse, corners = await run_sync(search, lattice, geometry, organ_mask)
-        with self.stages("prepare"):
-            regions = [await run_sync(self._region, coarse, corner, ()) for corner in corners]
-        tiles = await self._infer(regions)
+        coarse, corners = await run_sync(search, self.lattice, self.engine.bundle.grid, geometry, organ_mask)
+        tiles, _ = await self._wave(coarse, corners, ())
         with self.stages("restore"):
             proposal = await run_sync(propose, tiles, coarse, geometry, organ_mask)
-        proposed = replace(self, prompts=replace(self.prompts, mask=proposal))
-        if coarse is lattice:
-            return proposed, tiles, True
-        corners = await run_sync(_first_corners, proposed.prompts, geometry, lattice)
-        return proposed, *await proposed.grow(lattice, corners)
+        return replace(self, prompts=replace(self.prompts, mask=proposal))
 
-    async def grow(self, lattice: Lattice, corners: Sequence[Corner]) -> tuple[list[Tile], bool]:
-        """Decode the first regions, then wave by wave the neighbours into which the tumour goes on, up to MAX_ROIS.
+    async def look(self) -> tuple[Lattice, list[Tile], bool]:
+        """Look at the places that the prompts name, closer or wider until the tumour fills its region as it should.
 
-        A box says how far the tumour goes, so beside one nothing is added.
-        Returns: the tiles, and whether the tumour ended within them.
+        A box says how far the tumour goes, so beside one the first look is the last.
+        Returns: the lattice and tiles of the last look, and whether the tumour ended within them.
         """
-        tiles: list[Tile] = []
-        asked: dict[Corner, None] = {}  # a set that keeps its order
-        wave = list(corners)
-        while wave:
-            wave, beyond = wave[: MAX_ROIS - len(asked)], wave[MAX_ROIS - len(asked) :]
-            if not wave:
-                return tiles, False
-            asked |= dict.fromkeys(wave)
-            with self.stages("prepare"):
-                regions = [await run_sync(self._region, lattice, corner, tuple(tiles)) for corner in wave]
-            regions = [region for region in regions if points_somewhere(region.placed)]
-            found = await self._infer(regions)
-            tiles += found
-            if beyond:
-                return tiles, False
-            if len(self.prompts.boxes_lps_mm):
-                return tiles, True
+        geometry, bundle, prompts = self.source.geometry, self.engine.bundle, self.prompts
+        zoom = zoom_on(geometry, bundle.grid, bundle.sizes.roi)
+        clicks, told = await run_sync(_places_mm, prompts, geometry, self.lattice(1.0))
+        places = [*(np.stack([click, click]) for click in clicks), *told]
+        spacing_mm: float | None = zoom.first(told, clicks)
+        for _ in range(MAX_LOOKS):
+            assert spacing_mm is not None
+            lattice = self.lattice(spacing_mm)
+            corners = first_corners([place / spacing_mm for place in places], lattice.size)
+            tiles, regions = await self._wave(lattice, corners[:MAX_ROIS], ())
+            if len(corners) > MAX_ROIS or len(prompts.boxes_lps_mm):
+                return lattice, tiles, len(corners) <= MAX_ROIS
+            with self.stages("restore"):
+                before = [region.previous for region in regions]
+                seen = await run_sync(seen_in, tiles, before, lattice, geometry, prompts)
+            if seen.leaves:
+                zoom = replace(zoom, too_close_mm=max(zoom.too_close_mm, spacing_mm))
+            spacing_mm = zoom.following(spacing_mm, seen)
+            if spacing_mm is None:
+                break
+            places = [*(np.stack([click, click]) for click in clicks), *(seen.places_mm or told)]
+        return lattice, *await self._grow(lattice, tiles, regions)
+
+    async def _grow(self, lattice: Lattice, tiles: list[Tile], regions: Sequence[_Region]) -> tuple[list[Tile], bool]:
+        """Wave by wave the neighbours into which the tumour goes on, up to MAX_ROIS.
+
+        Args: tiles, regions: the first wave. Returns: all tiles, and whether the tumour ended within them.
+        """
+        tiles, found = list(tiles), list(tiles)
+        asked = dict.fromkeys(tile.corner for tile in tiles)  # a set that keeps its order
+        while True:
             with self.stages("restore"):
                 leaving = [
                     await run_sync(self._neighbours, tile, tuple(tiles), lattice, region.previous)
                     for tile, region in zip(found, regions, strict=True)
                 ]
             wave = [corner for corner in dict.fromkeys(chain.from_iterable(leaving)) if corner not in asked]
-        return tiles, True
+            if not wave:
+                return tiles, True
+            wave, beyond = wave[: MAX_ROIS - len(asked)], wave[MAX_ROIS - len(asked) :]
+            asked |= dict.fromkeys(wave)
+            found, regions = await self._wave(lattice, wave, tuple(tiles))
+            tiles += found
+            if beyond:
+                return tiles, False
+
+    async def _wave(
+        self, lattice: Lattice, corners: Sequence[Corner], tiles: Sequence[Tile]
+    ) -> tuple[list[Tile], list[_Region]]:
+        """Decode regions; those in which no prompt points anywhere are left out, unless a text alone is searched for.
+
+        Args: tiles: what was found so far on this lattice: the regions' previous mask.
+        """
+        with self.stages("prepare"):
+            regions = [await run_sync(self._region, lattice, corner, tuple(tiles)) for corner in corners]
+        if has_place(self.prompts):
+            regions = [region for region in regions if points_somewhere(region.placed)]
+        return await self._infer(regions), regions
 
     async def _infer(self, regions: Sequence[_Region]) -> list[Tile]:
         """The networks' answer in each region. Source slices are read once for all of them."""
@@ -170,8 +198,10 @@ class _Request:
         return neighbours(tile, tiles, lattice, self.source.geometry, prompts=self.prompts, previous=previous)
 
 
-def _first_corners(prompts: Prompts, source: Geometry, lattice: Lattice) -> list[Corner]:
-    return first_corners(extents_of(prompts, source, lattice), lattice.size)
+def _places_mm(prompts: Prompts, source: Geometry, lattice: Lattice) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Foreground clicks, (N, 3), and boxes and mask parts, (2, 3) each. Args: lattice: of 1 mm."""
+    clicks = lattice.to_lattice(prompts.foreground_lps_mm)
+    return clicks, extents_of(prompts, source, lattice)[len(clicks) :]
 
 
 def _rule(bundle: Bundle, modality: str, target: str | None) -> IntensityRule:

@@ -1,7 +1,9 @@
 """The training loop: samples in order, AdamW, warm-up and cosine, averaged weights, resumable checkpoints, a log.
 
 Sample `i` is a function of (seed, i) and step `n` takes samples n*batch .. (n+1)*batch - 1, so a resumed run sees what
-an uninterrupted one does; with a `steps` budget both end with the same weights. One worker process draws samples ahead.
+an uninterrupted one does; with a `steps` budget both end with the same weights. `workers` processes share each batch,
+one core each, and average their gradients: on a CPU that beats one process with as many threads. Part of the steps are
+later rounds: the network's own answer is the previous mask, and the next click lies where that is most wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, distributed
+from torch import multiprocessing as processes
 
 from contract.sizes import CONFIGURATIONS
 from export.networks.build import Tags, build_tags
 from training.losses import soft_dice_loss, total_loss
 from training.recipe import meta
-from training.simulate import Sample, make_sample
+from training.simulate import Sample, corrected, make_sample
 
 WARM_UP = 0.03  # share of the budget
 FINAL_RATE = 0.02  # of the peak, at the end of the cosine
 ENCODER_RATE = 0.4  # of the decoder's: transformers from scratch stand less
 WEIGHT_DECAY = 0.01
 GRADIENT_NORM = 1.0
+LATER_ROUNDS = (0.68, 0.22, 0.10)  # probability of 0, 1, 2 rounds before the one that is learned from
 AVERAGE = 0.998  # decay of the averaged weights; less in the first steps
 FIRST_LOGIT = -2.0  # a fresh network starts near "no tumour", which is true of most voxels
 LATEST, LOG = "last.pt", "log.jsonl"
@@ -48,7 +51,8 @@ class Plan:
     seed: int
     steps: int | None = None  # the budget: a number of steps,
     minutes: float | None = None  # or wall-clock time over all sessions of the run
-    freeze: bool = False  # train the decoder alone, on the encoder's and text embedder's fixed features
+    workers: int = 1  # processes that share a batch
+    device: str = "cpu"  # or "cuda": phantoms are made there, too
 
     def progress(self, step: int, minutes: float) -> float:
         """Share of the budget used, 0..1."""
@@ -75,7 +79,7 @@ class Run:
             "batch": plan.batch,
             "roi": plan.roi,
             "hours": round(self.minutes / 60 + (self.after["hours"] if self.after else 0), 2),  # with earlier stages
-            "hardware": f"{os.cpu_count()} CPU cores",
+            "hardware": torch.cuda.get_device_name() if plan.device == "cuda" else f"{plan.workers} CPU cores",
             "after": self.after,
         }
         return {
@@ -98,25 +102,52 @@ def train(plan: Plan, out: Path, *, init: Path | None, resume: bool, save_every_
     Args: init: a checkpoint whose averaged weights to start from. resume: go on from `out`/last.pt if it is there.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if plan.workers == 1:
+        _work(0, plan, out, init, resume, save_every_minutes)
+    else:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
+        processes.spawn(_work, (plan, out, init, resume, save_every_minutes), nprocs=plan.workers)
+    return out / LATEST
+
+
+def _work(rank: int, plan: Plan, out: Path, init: Path | None, resume: bool, save_every_minutes: float) -> None:
+    """One worker's share of a run. Worker 0 keeps the clock, the log and the checkpoint."""
+    if plan.workers > 1:
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", rank=rank, world_size=plan.workers)
     torch.manual_seed(plan.seed)
     run = restore(out / LATEST, plan) if resume and (out / LATEST).exists() else start(plan, init)
-    samples = batches(plan, run.step)
     saved = begun = time.monotonic()
     minutes_before = run.minutes
-    with progress_bar() as bar, (out / LOG).open("a") as log:
-        task = bar.add_task("training", total=100)
-        while plan.progress(run.step, run.minutes) < 1:
-            losses = advance(run, next(samples), plan)
+    with (
+        progress_bar() if rank == 0 else nullcontext() as bar,
+        (out / LOG if rank == 0 else Path(os.devnull)).open("a") as log,
+    ):
+        task = bar.add_task("training", total=100) if bar else None
+        while (progress := _agreed(plan.progress(run.step, run.minutes), plan)) < 1:
+            losses = advance(run, plan, progress, rank)
             now = time.monotonic()
             run.minutes = minutes_before + (now - begun) / 60
             log.write(json.dumps({"step": run.step, "minutes": round(run.minutes, 3), **losses}) + "\n")
             log.flush()
-            bar.update(task, completed=100 * plan.progress(run.step, run.minutes), step=run.step, **losses)
-            if now - saved > 60 * save_every_minutes:
-                save(run.state(plan), out / LATEST)
-                saved = now
-    save(run.state(plan), out / LATEST)
-    return out / LATEST
+            if bar:
+                bar.update(task, completed=100 * progress, step=run.step, **losses)
+                if now - saved > 60 * save_every_minutes:
+                    save(run.state(plan), out / LATEST)
+                    saved = now
+    if rank == 0:
+        save(run.state(plan), out / LATEST)
+    if plan.workers > 1:
+        distributed.destroy_process_group()
+
+
+def _agreed(progress: float, plan: Plan) -> float:
+    """Worker 0's word, so that all take the same steps."""
+    if plan.workers == 1:
+        return progress
+    word = torch.tensor([progress], dtype=torch.float64)
+    distributed.broadcast(word, 0)
+    return float(word)
 
 
 def start(plan: Plan, init: Path | None) -> Run:
@@ -129,14 +160,13 @@ def start(plan: Plan, init: Path | None) -> Run:
         checkpoint = torch.load(init, weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])
         after = checkpoint["meta"]["training"]
-    if plan.freeze:
-        model.sam_encoder.requires_grad_(False)
-        model.clip_text_embedder.requires_grad_(False)
     model.clip_text_embedder.token_embedding.requires_grad_(False)  # CLIP's words stay; a few phrases need no more
     average = {name: value.clone() for name, value in model.state_dict().items()}
     for parameter in model.parameters():
         if parameter.ndim == 5:  # 3D convolutions run up to twice as fast on a CPU with channels last
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    model.to(plan.device)
+    average = {name: value.to(plan.device) for name, value in average.items()}
     return Run(model.train(), average, optimizer(model), after=after)
 
 
@@ -165,15 +195,18 @@ def optimizer(model: Tags) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def advance(run: Run, batch: dict[str, Tensor], plan: Plan) -> dict[str, float]:
-    """One step on one batch. Returns: loss and soft Dice for the log."""
-    rate = plan.rate * schedule(plan.progress(run.step, run.minutes))
+def advance(run: Run, plan: Plan, progress: float, rank: int = 0) -> dict[str, float]:
+    """One step on this worker's share of the next batch. Returns: loss and soft Dice for the log."""
+    rate = plan.rate * schedule(progress)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["share"]
+    batch = to_device(collate(later_round(run.model, samples(run, plan, rank), run.step, plan)), plan)
     inputs = {name: value for name, value in batch.items() if name != "target"}
-    logits, semantic_map = run.model(**inputs)
-    loss = total_loss(logits, semantic_map, batch["target"], batch["use_text"])
+    with torch.autocast(plan.device, torch.bfloat16, enabled=plan.device == "cuda"):
+        logits, semantic_map = run.model(**inputs)
+    loss = total_loss(logits.float(), semantic_map.float(), batch["target"], batch["use_text"])
     loss.backward()
+    average_gradients(run.model, plan)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -182,8 +215,44 @@ def advance(run: Run, batch: dict[str, Tensor], plan: Plan) -> dict[str, float]:
     with torch.no_grad():
         for name, value in run.model.state_dict().items():
             run.average[name].lerp_(value, 1 - decay)
-        dice = 1 - float(soft_dice_loss(logits, batch["target"]).mean())
+        dice = 1 - float(soft_dice_loss(logits.float(), batch["target"]).mean())
     return {"loss": round(float(loss.detach()), 4), "dice": round(dice, 4), "rate": rate}
+
+
+def average_gradients(model: Tags, plan: Plan) -> None:
+    """The mean over all workers, in place."""
+    if plan.workers == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= plan.workers
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.reshape(gradient.shape))
+
+
+def samples(run: Run, plan: Plan, rank: int) -> list[Sample]:
+    """This worker's share of the next step's samples."""
+    share = plan.batch // plan.workers
+    first = run.step * plan.batch + rank * share
+    return [make_sample(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
+
+
+def later_round(model: Tags, drawn: list[Sample], step: int, plan: Plan) -> list[Sample]:
+    """The samples after none, one or two rounds of answers and corrections; the same for all workers of a step."""
+    rng = np.random.default_rng([plan.seed, step, 1])
+    for _ in range(int(rng.choice(len(LATER_ROUNDS), p=LATER_ROUNDS))):
+        batch = to_device(collate(drawn), plan)
+        del batch["target"]
+        with torch.no_grad():
+            logits, _ = model(**batch)
+        found = (logits[:, 0] > 0).cpu().numpy()
+        drawn = [corrected(sample, mask, rng) for sample, mask in zip(drawn, found, strict=True)]
+    return drawn
+
+
+def to_device(batch: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    return {name: value.to(plan.device) for name, value in batch.items()}
 
 
 def schedule(progress: float) -> float:
@@ -191,26 +260,6 @@ def schedule(progress: float) -> float:
     if progress < WARM_UP:
         return (progress + 0.02 * WARM_UP) / WARM_UP
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
-
-
-class SampleSet(Dataset[Sample]):
-    """The endless training set as a map from index to sample."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def __getitem__(self, index: int) -> Sample:
-        return make_sample(self.plan.seed, index, size=self.plan.roi)
-
-
-def batches(plan: Plan, step: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from `step` on, drawn ahead in one worker process."""
-    indices = ([n * plan.batch + i for i in range(plan.batch)] for n in range(step, 1 << 40))
-    loader = DataLoader(
-        SampleSet(plan), batch_sampler=indices, collate_fn=collate, num_workers=1, prefetch_factor=6,
-        multiprocessing_context="spawn",
-    )  # fmt: skip
-    return iter(loader)
 
 
 def collate(samples: list[Sample]) -> dict[str, Tensor]:

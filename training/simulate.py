@@ -7,7 +7,7 @@ an organ mask join the first three now and then. All arrays lack the batch axis;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -26,15 +26,15 @@ from contract.tensors import (
     POINTS,
 )
 from contract.text import phrases
-from training.fields import smooth_field
+from training.fields import Draw
 from training.phantoms import Phantom, make_phantom
-from training.recipe import INTENSITY, NOUNS, TARGETS
+from training.recipe import INTENSITY, NOUNS
 
-TEXT_ALONE, BOX, PREVIOUS_MASK = 0.07, 0.18, 0.20  # shares of samples; the rest has clicks only
+TEXT_ALONE, BOX, PREVIOUS_MASK = 0.55, 0.30, 0.12  # shares of samples; the rest has clicks only
+TEXT_ABSENT = 0.3  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
-ORGAN_MASK = 0.35
-CLICKS = (0.5, 0.2, 0.15, 0.1, 0.05)  # probability of 1 .. 5 clicks
-CT_SHARE = 0.6
+ORGAN_MASK = 0.3
+CLICKS = (0.55, 0.2, 0.13, 0.08, 0.04)  # probability of 1 .. 5 clicks
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,40 +52,46 @@ class Sample:
     target: np.ndarray  # (1, S, S, S) float32, 0 or 1
 
 
-def make_sample(seed: int, index: int, *, size: int) -> Sample:
+def make_sample(seed: int, index: int, *, size: int, device: str = "cpu") -> Sample:
     """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume."""
     rng = np.random.default_rng([seed, index, size])
-    phantom = make_phantom(int(rng.integers(1 << 29)), size=size, modality="CT" if rng.random() < CT_SHARE else "MR")
-    return simulate(phantom, rng)
+    return simulate(make_phantom(int(rng.integers(1 << 29)), size=size, device=device), rng)
 
 
 def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
-    """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does."""
+    """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does, which only
+    an anatomy gives a meaning."""
     inside = _scanned(phantom.tumour, rng)
     tumour = phantom.tumour & inside
-    kind = rng.random()
     clicks: list[Click] = []
     box = previous = None
-    finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", rng.random() < TEXT_ELSEWHERE
-    if kind < TEXT_ALONE:
+    finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", bool(rng.random() < TEXT_ELSEWHERE)
+    if phantom.anatomy and rng.random() < TEXT_ALONE:
         use_text = True
-        if rng.random() < 0.25:  # a finding that this scan does not show
-            other = rng.choice([name for name in TARGETS if name != phantom.organ_name])
-            finding, tumour = f"{other} {rng.choice(NOUNS)}", np.zeros_like(tumour)
-    elif kind < TEXT_ALONE + BOX:
-        box = jittered_box(tumour, rng)
-        if rng.random() < 0.3:
-            clicks = draw_clicks(phantom, tumour, 1 + int(rng.integers(2)), rng)
-    elif kind < TEXT_ALONE + BOX + PREVIOUS_MASK:
-        previous = distort(tumour, rng)
-        clicks = correcting_clicks(tumour, previous, int(rng.integers(0, 4)), rng)
+        tumour = phantom.same_organ & inside
+        if phantom.healthy and rng.random() < TEXT_ABSENT:
+            finding, tumour = f"{rng.choice(phantom.healthy)} {rng.choice(NOUNS)}", np.zeros_like(tumour)
     else:
-        clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
-    if use_text and rng.random() < 0.15 and kind > TEXT_ALONE:
-        finding = str(rng.choice(NOUNS))
+        kind = rng.random()
+        if kind < BOX:
+            box = jittered_box(tumour, rng)
+            if rng.random() < 0.3:
+                clicks = draw_clicks(phantom, tumour, 1 + int(rng.integers(2)), rng)
+        elif kind < BOX + PREVIOUS_MASK:
+            previous = distort(tumour, rng)
+            clicks = correcting_clicks(tumour, previous, int(rng.integers(0, 4)), rng)
+        else:
+            clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
+        if use_text and (not phantom.anatomy or rng.random() < 0.2):
+            finding = str(rng.choice(NOUNS))
     organ = noisy_organ(phantom, rng) if rng.random() < ORGAN_MASK else None
     return assemble(phantom, tumour, inside=inside, clicks=clicks, box=box, organ=organ, previous=previous,
-                    finding=finding if use_text else None)  # fmt: skip
+                    finding=finding if use_text else None, contrast=contrast(rng))  # fmt: skip
+
+
+def contrast(rng: np.random.Generator) -> tuple[float, float]:
+    """Scale and shift of the normalised image: scanners and rules differ, and the network should not care."""
+    return (float(np.exp(rng.normal(0, 0.2))), float(rng.normal(0, 0.2))) if rng.random() < 0.5 else (1.0, 0.0)
 
 
 Click = tuple[np.ndarray, int]  # (3,) z, y, x in region voxels; LABEL_FOREGROUND or LABEL_BACKGROUND
@@ -101,13 +107,16 @@ def assemble(
     organ: np.ndarray | None = None,
     previous: np.ndarray | None = None,
     finding: str | None = None,
+    contrast: tuple[float, float] = (1.0, 0.0),
 ) -> Sample:
     """The sample for given prompts.
 
     Args: tumour, organ, previous, inside: (D, H, W) bool; inside is False where the scan ends before the region does.
         box: (2, 3) corners, smaller then larger z, y, x. finding: "liver tumour", None when text does not count.
     """
-    image = normalise(phantom.image, np.ones_like(tumour) if inside is None else inside, INTENSITY[phantom.modality])
+    inside = np.ones_like(tumour) if inside is None else inside
+    image = normalise(phantom.image, inside, INTENSITY[phantom.modality])
+    image = np.where(inside, contrast[0] * image + contrast[1], 0).astype(np.float32)
     coords, labels = place(clicks, box)
     ids, ends = tokens(finding or NOUNS[0])
     half = (phantom.tumour.shape[0] // 2,) * 3
@@ -185,13 +194,13 @@ def correcting_clicks(tumour: np.ndarray, previous: np.ndarray, count: int, rng:
 
 
 def jittered_box(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(2, 3) the tumour's bounding box, each face off by up to a tenth of the side plus 1.5 voxels."""
+    """(2, 3) the tumour's bounding box: exact, or each face off by up to a tenth of the side plus a voxel."""
     found = np.argwhere(tumour)
     corners = np.stack([found.min(0) - 0.5, found.max(0) + 0.5])
+    if rng.random() < 0.35:
+        return corners
     side = corners[1] - corners[0]
-    return (
-        corners + rng.uniform(-1, 1, (2, 3)) * (0.1 * side + 1.5) + [[-0.5], [0.5]]
-    )  # rather too large than too small
+    return corners + rng.uniform(-1, 1, (2, 3)) * (0.1 * side + 1.0) + [[-0.5], [0.5]]  # rather too large
 
 
 def distort(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -200,7 +209,7 @@ def distort(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     inside = mask[part]
     distance = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
     radius = max(2.0, distance.max())
-    error = rng.normal(0, 0.25) + rng.uniform(0, 0.6) * smooth_field(rng, inside.shape, max(3.0, radius))
+    error = rng.normal(0, 0.25) + rng.uniform(0, 0.6) * _field(rng, inside.shape, max(3.0, radius))
     wrong = np.zeros_like(mask)
     wrong[part] = distance + radius * error > 0
     return ndimage.shift(wrong, np.rint(rng.normal(0, 0.15, 3) * radius), order=0)
@@ -210,9 +219,41 @@ def noisy_organ(phantom: Phantom, rng: np.random.Generator) -> np.ndarray:
     """(D, H, W) bool: the target organ as another program would draw it, at half detail, with or without the tumour."""
     organ = phantom.organ[::2, ::2, ::2]
     blurred = ndimage.gaussian_filter(organ.astype(np.float32), rng.uniform(0.5, 2.0))
-    blurred += rng.uniform(0, 0.25) * smooth_field(rng, organ.shape, rng.uniform(4, 12))
+    blurred += rng.uniform(0, 0.25) * _field(rng, organ.shape, rng.uniform(4, 12))
     organ = (blurred > rng.uniform(0.35, 0.65)).repeat(2, 0).repeat(2, 1).repeat(2, 2)
     return organ | phantom.tumour if rng.random() < 0.5 else organ & ~phantom.tumour if rng.random() < 0.3 else organ
+
+
+def corrected(sample: Sample, found: np.ndarray, rng: np.random.Generator) -> Sample:
+    """The next round: the network's own answer as previous mask, and a click where it is most wrong.
+
+    Args: found: (D, H, W) bool. A sample that only a text places, or whose slots are full, stays as it is.
+    """
+    target = sample.target[0] > 0
+    free = np.flatnonzero(sample.point_labels == LABEL_PAD)
+    asked = bool(np.any(sample.point_labels >= LABEL_FOREGROUND)) or bool(sample.mask_prompt.any())
+    click = worst_error(target, found, rng)
+    if click is None or not len(free) or not (asked or target.any()):
+        return sample
+    coords, labels = sample.point_coords.copy(), sample.point_labels.copy()
+    coords[free[0]], labels[free[0]] = click
+    return replace(sample, point_coords=coords, point_labels=labels, mask_prompt=halved(found)[None])
+
+
+def worst_error(target: np.ndarray, found: np.ndarray, rng: np.random.Generator) -> Click | None:
+    """A click in the largest connected error: mostly at its deepest point, else anywhere in it. None without errors."""
+    errors, count = ndimage.label(target ^ found)
+    if not count:
+        return None
+    sizes = np.bincount(errors.ravel())[1:]
+    part = ndimage.find_objects(errors)[int(np.argmax(sizes))]
+    inside = np.pad(errors[part] == 1 + int(np.argmax(sizes)), 1)
+    if rng.random() < 0.7:
+        at = np.array(np.unravel_index(np.argmax(ndimage.distance_transform_edt(inside)), inside.shape))
+    else:
+        at = rng.choice(np.argwhere(inside))
+    at = at - 1 + [s.start for s in part]
+    return at.astype(float), LABEL_FOREGROUND if target[tuple(at)] else LABEL_BACKGROUND
 
 
 def halved(mask: np.ndarray) -> np.ndarray:
@@ -232,6 +273,10 @@ def _scanned(tumour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < 0.5:  # the same on the lower side
             np.moveaxis(inside, axis, 0)[: int(rng.integers(0, middle + 1))] = False
     return inside
+
+
+def _field(rng: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
+    return Draw(int(rng.integers(1 << 31))).field(shape, scale).numpy()
 
 
 def _bounds(mask: np.ndarray, margin: int) -> tuple[np.ndarray, tuple[slice, ...]]:

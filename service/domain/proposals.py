@@ -6,32 +6,44 @@ a proposed mask on the source grid, which then serves as the previous mask of an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 
+from contract.grid import GridRule
 from service.domain.geometry import Geometry
 from service.domain.resample import onto_box
 from service.domain.restore import Tile, blend
 from service.domain.roi import Corner, Lattice, bounding_box, box_corners, cover
 
-FACTORS = (1, 2, 3, 4)  # how much coarser than the bundle's spacing the search may be; only 1 is what it was trained on
-SEARCH_ROIS = 8  # regions a search may cost; the finest factor that keeps to it is taken
+SEARCH_ROIS = 12  # regions a search may cost, as far as the grid rule can help it
+ORGAN_FILL = 0.8  # of a region's side that an organ's longest side takes when its mask says where it is
 MAX_PROPOSALS = 4
 ORGAN_MARGIN_MM = 10.0  # a tumour may bulge out of the organ mask
 
 
-def search(lattice: Lattice, source: Geometry, organ_mask: np.ndarray | None) -> tuple[Lattice, list[Corner]]:
-    """The grid and regions that cover the volume, or the organ in it. The grid is `lattice` itself where that is
-    affordable: then nothing needs a second look."""
+def search(
+    lattice_at: Callable[[float], Lattice], rule: GridRule, source: Geometry, organ_mask: np.ndarray | None
+) -> tuple[Lattice, list[Corner]]:
+    """The grid and regions that cover the volume, or the organ in it.
+
+    The spacing is such that one region sees across the images, as far as the rule lets it; a long series takes several.
+    Args: lattice_at: the request's lattice at a spacing in mm.
+    """
     low, high = np.zeros(3), np.array(source.shape_zyx) - 1.0
     bounds = None if organ_mask is None else bounding_box(organ_mask)
     if bounds is not None:
         margin = ORGAN_MARGIN_MM * np.linalg.norm(source.inverse[:3, :3], axis=1)
         low = np.maximum(low, [side.start - gap for side, gap in zip(bounds, margin, strict=True)])
         high = np.minimum(high, [side.stop - 1 + gap for side, gap in zip(bounds, margin, strict=True)])
+    extent_mm = (high - low) * source.spacing_zyx_mm
+    size = lattice_at(1.0).size
+    wide = float(max(extent_mm)) / ORGAN_FILL if bounds is not None else float(max(extent_mm[1:]))
+    spacings = sorted({rule.search_mm(wide, size), rule.search_coarsest_mm})
     corners_lps_mm = source.to_lps_mm(box_corners(low, high))
-    for factor in FACTORS:
-        coarse = lattice if factor == 1 else lattice.coarser(factor)
+    for spacing_mm in spacings:
+        coarse = lattice_at(spacing_mm)
         points = coarse.to_lattice(corners_lps_mm)
         corners = cover(np.stack([points.min(axis=0), points.max(axis=0)]), coarse.size, margin=0)
         if len(corners) <= SEARCH_ROIS:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
 
 from contract.bundle import Bundle
+from contract.grid import fixed_grid
 from contract.intensity import IntensityRule
-from contract.sizes import Sizes
 from contract.tensors import LABEL_BACKGROUND, LABEL_BOX_MAX, LABEL_BOX_MIN, LABEL_FOREGROUND
 from service.domain.prompts import PlacedPrompts
 from service.errors import TagsError
@@ -20,7 +19,7 @@ FAKE_BUNDLE = Bundle(
     name="fake",
     version="0",
     configuration="small",
-    spacing_mm=1.0,
+    grid=fixed_grid(2.0),
     intensity={
         "CT": IntensityRule("window", low=-200.0, high=300.0, mean=50.0, std=80.0),
         "MR": IntensityRule("percentile", low=0.5, high=99.5),
@@ -31,24 +30,6 @@ FAKE_BUNDLE = Bundle(
 )
 
 
-class CoarseBundle(Bundle):
-    """FAKE_BUNDLE's field of view on an eighth of the voxels, for the many cases of a unit test."""
-
-    @property
-    def sizes(self) -> Sizes:
-        return replace(super().sizes, roi=64, tokens=8)
-
-
-COARSE_BUNDLE = CoarseBundle(
-    name="fake",
-    version="0",
-    configuration="small",
-    spacing_mm=2.0,
-    intensity=FAKE_BUNDLE.intensity,
-    targets=FAKE_BUNDLE.targets,
-    findings=FAKE_BUNDLE.findings,
-    trained=True,
-)
 OFF = -6.0  # logit of what is not tumour
 REACH_VOX = 2  # a click this far beside a bright region still means it
 

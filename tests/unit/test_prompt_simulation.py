@@ -7,8 +7,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from contract.sizes import SMALL
-from contract.tensors import (
+pytest.importorskip("torch", reason="torch is in the export environment only")
+pytestmark = pytest.mark.torch
+
+from contract.sizes import SMALL  # noqa: E402
+from contract.tensors import (  # noqa: E402
     END_OF_TEXT,
     ENSEMBLE,
     LABEL_BACKGROUND,
@@ -19,11 +22,12 @@ from contract.tensors import (
     POINTS,
     network_specs,
 )
-from training.phantoms import Phantom, make_phantom
-from training.simulate import (
+from training.phantoms import Phantom, make_phantom  # noqa: E402
+from training.simulate import (  # noqa: E402
     Sample,
     assemble,
     background_click,
+    corrected,
     correcting_clicks,
     distort,
     draw_clicks,
@@ -34,6 +38,7 @@ from training.simulate import (
     noisy_organ,
     place,
     tokens,
+    worst_error,
 )
 
 SIZE = 48
@@ -42,7 +47,7 @@ HALF = SIZE // 2
 
 @pytest.fixture(scope="module", name="samples")
 def _samples() -> list[Sample]:
-    return [make_sample(5, index, size=SIZE) for index in range(40)]
+    return [make_sample(5, index, size=SIZE) for index in range(60)]
 
 
 @pytest.fixture(scope="module", name="phantom")
@@ -59,7 +64,7 @@ def test_a_sample_has_exactly_the_inputs_of_the_ensemble_and_a_target() -> None:
     inputs = {spec.name: spec for spec in network_specs(SMALL)[ENSEMBLE].inputs}
     assert {f.name for f in fields(Sample)} == {*inputs, "target"}
     phantom = make_phantom(0, size=SMALL.roi, modality="MR")
-    sample = assemble(phantom, phantom.tumour, clicks=[(np.array([60.0, 64, 68]), LABEL_FOREGROUND)])
+    sample = assemble(phantom, phantom.tumour, clicks=[(np.array([30.0, 32, 34]), LABEL_FOREGROUND)])
     for name, spec in inputs.items():
         spec.check(getattr(sample, name)[None])
 
@@ -162,10 +167,41 @@ def test_a_distorted_mask_is_like_the_truth_but_wrong(phantom: Phantom, rng: np.
     assert len({int(m.sum()) for m in masks}) > 5
 
 
-def test_a_noisy_organ_is_roughly_the_organ(phantom: Phantom, rng: np.random.Generator) -> None:
+def test_a_noisy_organ_is_roughly_the_organ(rng: np.random.Generator) -> None:
+    phantom = make_phantom(0, size=SIZE, modality="CT", anatomy=False)  # a region of a tissue scene: a large one
+    assert np.count_nonzero(phantom.organ) > 5000
     organ = noisy_organ(phantom, rng)
     assert organ.shape == phantom.organ.shape
     assert 2 * (organ & phantom.organ).sum() / (organ.sum() + phantom.organ.sum()) > 0.7
+
+
+def test_the_next_click_lies_deep_in_the_largest_error(rng: np.random.Generator) -> None:
+    target, found = np.zeros((20, 20, 20), bool), np.zeros((20, 20, 20), bool)
+    target[2:9, 2:9, 2:9] = True
+    found[14:17, 14:17, 14:17] = True
+    for _ in range(10):
+        at, label = worst_error(target, found, rng)
+        assert label == LABEL_FOREGROUND
+        assert target[tuple(at.astype(int))]
+    found[2:9, 2:9, 2:9] = True
+    at, label = worst_error(target, found, rng)
+    assert label == LABEL_BACKGROUND
+    assert (at >= 14).all()
+    assert worst_error(target, target, rng) is None
+
+
+def test_a_later_round_has_the_answer_as_previous_mask_and_one_click_more(
+    phantom: Phantom, rng: np.random.Generator
+) -> None:
+    click = (foreground_click(phantom.tumour, rng), LABEL_FOREGROUND)
+    sample = assemble(phantom, phantom.tumour, clicks=[click])
+    found = distort(phantom.tumour, rng)
+    later = corrected(sample, found, rng)
+    assert np.array_equal(later.mask_prompt[0], halved(found))
+    assert np.count_nonzero(later.point_labels != LABEL_PAD) == 2
+    assert np.array_equal(later.point_coords[0], sample.point_coords[0])
+    assert np.array_equal(later.image, sample.image)
+    assert corrected(sample, phantom.tumour, rng) is sample  # nothing is wrong
 
 
 def test_halving_gives_the_share_of_each_cell() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from contract.grid import GridRule, fixed_grid
 from service.domain.extension import MAX_ROIS
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
@@ -22,7 +23,7 @@ from service.errors import (
 )
 from service.segment import segment
 from service.telemetry.stages import Stages
-from tests.fakes.engine import COARSE_BUNDLE, FAKE_BUNDLE, FakeEngine
+from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 from tests.fakes.source import SIGNED_PERMUTATIONS, TUMOUR, FakeSource, World, dice, ellipsoids, grid, sampled
 
 AXIAL = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
@@ -34,6 +35,7 @@ LESION_AND_TWIN = ellipsoids(
     ((22, -14, 9), (12, 8, 9)), ((30, -8, 14), (7, 6, 5)), ((-22, 14, -9), (12, 8, 9))
 )  # fmt: skip
 CLICK = (22.0, -14.0, 9.0)
+ADAPTIVE = replace(FAKE_BUNDLE, grid=GridRule(1.5, 0.5, 6.0, 3.0, 6.5, fill=0.6))
 
 
 def click(*points: tuple[float, float, float], **more: object) -> Prompts:
@@ -50,7 +52,7 @@ def truth(source: FakeSource, world: World = LESION) -> np.ndarray:
 
 
 async def run(source: FakeSource, prompts: Prompts, engine: FakeEngine | None = None) -> Mask:
-    return await segment(source, prompts, engine or FakeEngine(COARSE_BUNDLE), Stages())
+    return await segment(source, prompts, engine or FakeEngine(), Stages())
 
 
 def axial(world: World, shape=(40, 110, 120), spacing=(3.0, 0.9, 0.8), **more) -> FakeSource:
@@ -69,7 +71,7 @@ ORIENTATIONS = [
 @pytest.mark.parametrize("directions", ORIENTATIONS)
 async def test_a_click_finds_the_lesion_where_it_is_on_every_orientation(directions):
     source = FakeSource(grid(directions, (2.5, 0.9, 1.2), (44, 110, 90)), LESION_AND_TWIN)
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, click(CLICK), engine)
     assert mask.geometry is source.geometry
     assert dice(mask.voxels, truth(source)) > 0.93
@@ -90,14 +92,14 @@ async def test_a_flipped_or_swapped_volume_would_be_noticed():
 async def test_the_network_sees_the_same_image_whatever_the_acquisition_plane(directions):
     seen = []
     for axes, spacing in ((AXIAL, (2, 2, 2)), (directions, (2.4, 1.8, 2))):
-        engine = FakeEngine(COARSE_BUNDLE)
+        engine = FakeEngine()
         await run(FakeSource(grid(axes, spacing, (70, 75, 80)), LESION), click(CLICK), engine)
         seen.append(engine.images[0] > 0.6)
     assert dice(seen[0], seen[1]) > 0.8
 
 
 async def test_the_click_lies_head_posterior_left_in_the_region():
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     prompts = click((0, 0, 0), (6, 10, 20))  # the second further left, posterior, toward the head
     await run(FakeSource(grid(SIGNED_PERMUTATIONS[13], (3, 2, 2), (50, 60, 70)), LESION), prompts, engine)
     first, second = engine.placed[0].point_coords[:2]
@@ -116,7 +118,7 @@ async def test_only_the_slices_around_the_prompt_are_read_and_each_once():
 
 async def test_a_box_finds_what_it_holds():
     source = axial(LESION_AND_TWIN)
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, box((8, -24, -2), (40, 0, 22)), engine)
     assert dice(mask.voxels, truth(source)) > 0.93
     assert engine.placed[0].point_labels[:3].tolist() == [2, 3, -1]
@@ -134,7 +136,7 @@ async def test_a_previous_mask_alone_is_a_prompt_and_picks_its_own_lesion():
 async def test_two_far_lesions_take_two_regions_and_give_one_mask():
     world = ellipsoids(((0, 0, -120), (10, 9, 8)), ((20, -10, 130), (9, 12, 8)))
     source = axial(world, shape=(160, 60, 70), spacing=(2.0, 2.0, 2.0))
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, click((0, 0, -120), (20, -10, 130)), engine)
     assert engine.calls.count("encode") == 2
     assert dice(mask.voxels, truth(source, world)) > 0.93
@@ -143,7 +145,7 @@ async def test_two_far_lesions_take_two_regions_and_give_one_mask():
 async def test_a_tumour_longer_than_the_region_is_followed_to_its_ends():
     world = ellipsoids(((5, -4, 10), (12, 14, 150)))  # 300 mm long, clicked near one end
     source = axial(world, shape=(130, 50, 60), spacing=(2.5, 1.5, 1.5))
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, click((5, -4, -110)), engine)
     assert dice(mask.voxels, truth(source, world)) > 0.95
     assert mask.complete
@@ -163,7 +165,7 @@ async def test_a_tumour_that_leaves_by_several_faces_is_followed_across_each():
 async def test_the_end_of_the_scan_is_no_reason_to_go_on():
     world = ellipsoids(((0, 0, 0), (20, 20, 500)))  # through both ends of a thin slab
     source = axial(world, shape=(20, 80, 90), spacing=(3.0, 1.5, 1.5))
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, click((0, 0, 0)), engine)
     assert engine.calls.count("encode") == 1
     assert dice(mask.voxels, truth(source, world)) > 0.95
@@ -171,7 +173,7 @@ async def test_the_end_of_the_scan_is_no_reason_to_go_on():
 
 async def test_a_look_alike_at_the_border_brings_in_no_neighbour():
     world = ellipsoids((CLICK, (9, 8, 7)), ((22, 50, 9), (10, 10, 10)))  # the second reaches out of the ROI
-    engine = FakeEngine(COARSE_BUNDLE, threshold=0.6)
+    engine = FakeEngine(threshold=0.6)
     engine_sees_all = replace(click(CLICK), text="tumour")
     mask = await run(FakeSource(grid(AXIAL, (2, 2, 2), (75, 100, 75)), world), engine_sees_all, engine)
     assert engine.calls.count("encode") == 1
@@ -180,7 +182,7 @@ async def test_a_look_alike_at_the_border_brings_in_no_neighbour():
 
 async def test_growth_stops_at_a_named_limit_and_says_so():
     source = FakeSource(grid(AXIAL, (10, 10, 10), (60, 60, 60)), ellipsoids(((0, 0, 0), (300, 300, 300))))
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, click((0, 0, 0)), engine)
     assert engine.calls.count("encode") == MAX_ROIS
     assert not mask.complete
@@ -189,7 +191,7 @@ async def test_growth_stops_at_a_named_limit_and_says_so():
 
 async def test_a_text_alone_finds_a_lesion_in_a_small_scan_without_a_second_look():
     source = axial(LESION)
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, Prompts(text="liver tumour"), engine)
     assert dice(mask.voxels, truth(source)) > 0.93
     assert engine.placed[0].use_text == 1.0
@@ -199,19 +201,53 @@ async def test_a_text_alone_finds_a_lesion_in_a_small_scan_without_a_second_look
 async def test_a_text_alone_searches_a_large_scan_coarsely_and_then_looks_closely():
     world = ellipsoids(((80, -60, 170), (20, 18, 16)), ((-90, 70, -150), (15, 19, 20)))
     source = axial(world, shape=(96, 66, 72), spacing=(5.0, 5.0, 5.0))
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine(ADAPTIVE)
     mask = await run(source, Prompts(text="tumour"), engine)
     assert dice(mask.voxels, truth(source, world)) > 0.9
-    coarse, fine = engine.placed[:-2], engine.placed[-2:]
-    assert 1 <= len(coarse) <= 8
-    assert not any(placed.mask_prompt.any() for placed in coarse)
+    coarse = [placed for placed in engine.placed if not placed.mask_prompt.any()]
+    fine = engine.placed[len(coarse) :]
+    assert 1 <= len(coarse) <= 12
+    assert fine
     assert all(placed.mask_prompt.any() and placed.use_text == 1 for placed in fine)
+
+
+async def test_a_small_tumour_is_looked_at_more_closely_until_it_fills_its_region():
+    world = ellipsoids((CLICK, (7, 6, 5)))
+    source = axial(world, shape=(60, 100, 100), spacing=(1.0, 1.0, 1.0))
+    engine = FakeEngine(ADAPTIVE)
+    mask = await run(source, click(CLICK), engine)
+    assert dice(mask.voxels, truth(source, world)) > 0.93
+    assert engine.calls.count("encode") == 2
+    shares = [np.ptp(np.nonzero(image > 0.6), axis=1).max() / 64 for image in engine.images]
+    assert shares[0] < 0.2
+    assert shares[1] == pytest.approx(14 / 32, abs=0.06)  # 14 mm at half of the source's spacing, which is the closest
+
+
+async def test_a_large_tumour_is_looked_at_from_further_away_and_slices_are_decoded_once():
+    world = ellipsoids(((0, 0, 0), (85, 80, 75)))
+    source = axial(world, shape=(70, 100, 100), spacing=(3.0, 2.5, 2.5))
+    engine = FakeEngine(ADAPTIVE)
+    mask = await run(source, click((30, 20, -20)), engine)
+    assert dice(mask.voxels, truth(source, world)) > 0.95
+    assert mask.complete
+    assert engine.calls.count("encode") <= 4
+    assert len(source.read_slices) == len(set(source.read_slices))
+
+
+async def test_the_box_sets_the_spacing():
+    source = axial(LESION_AND_TWIN)
+    engine = FakeEngine(ADAPTIVE)
+    mask = await run(source, box((8, -24, -2), (40, 0, 22)), engine)
+    assert dice(mask.voxels, truth(source)) > 0.93
+    low, high = engine.placed[0].point_coords[:2]
+    assert np.max(high - low) == pytest.approx(0.6 * 64, abs=0.01)  # 32 mm, the longest side
+    assert engine.calls.count("encode") == 1
 
 
 async def test_an_organ_mask_limits_what_a_text_may_find():
     source = axial(LESION_AND_TWIN)
     organ = sampled(source.geometry, ellipsoids(((20, -14, 9), (30, 25, 25)))) == TUMOUR
-    engine = FakeEngine(COARSE_BUNDLE)
+    engine = FakeEngine()
     mask = await run(source, Prompts(text="tumour", organ_mask=organ), engine)
     assert dice(mask.voxels, truth(source)) > 0.93
     assert engine.organ_masks[0].any()
@@ -235,14 +271,14 @@ async def test_a_background_click_takes_a_lesion_away():
 
 async def test_every_stage_is_timed():
     stages = Stages()
-    await segment(axial(LESION), click(CLICK), FakeEngine(COARSE_BUNDLE), stages)
+    await segment(axial(LESION), click(CLICK), FakeEngine(), stages)
     assert set(stages.seconds) == {"prepare", "pixels", "encode", "text", "decode", "restore"}
 
 
 async def test_an_mr_series_is_normalised_by_its_own_percentiles():
     large = ellipsoids((CLICK, (22, 25, 20)))
     source = axial(lambda points: 1000 + points @ [0.1, 0.2, 0.3] + 3 * large(points), modality="MR")
-    mask = await run(source, click(CLICK), FakeEngine(COARSE_BUNDLE, threshold=2.0))
+    mask = await run(source, click(CLICK), FakeEngine(threshold=2.0))
     assert dice(mask.voxels, truth(source, large)) > 0.9
 
 
@@ -275,15 +311,15 @@ async def test_a_modality_without_a_rule_is_refused():
 
 async def test_the_engines_refusal_comes_through():
     with pytest.raises(ModelBusy):
-        await run(axial(LESION), click(CLICK), FakeEngine(COARSE_BUNDLE, error=ModelBusy("full")))
+        await run(axial(LESION), click(CLICK), FakeEngine(error=ModelBusy("full")))
 
 
 async def test_the_bundle_decides_size_and_spacing():
     source = axial(LESION_AND_TWIN)
-    engine = FakeEngine(replace(FAKE_BUNDLE, spacing_mm=0.8))
+    engine = FakeEngine(replace(FAKE_BUNDLE, grid=fixed_grid(1.6)))
     mask = await run(source, click(CLICK), engine)
-    assert engine.images[0].shape == (128, 128, 128)
-    # the lesion and its twin fill as much of space on either grid: 0.512 against 2.16 cubic mm a voxel
-    filled = np.count_nonzero(engine.images[0] > 0.6) * 0.8**3
+    assert engine.images[0].shape == (64, 64, 64)
+    # the lesion and its twin fill as much of space on either grid: 4.096 against 2.16 cubic mm a voxel
+    filled = np.count_nonzero(engine.images[0] > 0.6) * 1.6**3
     assert filled == pytest.approx(np.count_nonzero(truth(source, LESION_AND_TWIN)) * 2.16, rel=0.1)
     assert dice(mask.voxels, truth(source)) > 0.93

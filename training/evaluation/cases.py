@@ -1,11 +1,11 @@
 """A case as it is measured: a scan that the service can read, and the truth on the scan's own grid.
 
-DICOM goes through the service's reader. NIfTI and arrays become an `ArraySource`, with their geometry in LPS mm.
+DICOM goes through the service's reader, NIfTI through nibabel; voxels are held in memory, geometry is in LPS mm.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +14,7 @@ import pydicom
 
 from service.dicom.ingest import SeriesLimits, read_series
 from service.domain.geometry import Geometry
-from service.domain.volume import SourceImage, Volume
+from service.domain.volume import Volume
 from service.nifti import read_nifti
 from training.layouts import CaseFiles
 
@@ -45,11 +45,12 @@ class Case:
     """One scan, what is true of it, and what a text prompt for it says."""
 
     name: str
-    source: SourceImage
+    source: ArraySource
     truth: np.ndarray  # (D, H, W) bool, not empty
     organ_mask: np.ndarray | None = None  # (D, H, W) bool, the organ with its tumour
     organ: str | None = None  # "liver": the target, and the group in tables
     finding: str | None = None  # "liver tumour": the text prompt
+    text_truth: np.ndarray | None = None  # (D, H, W) bool, all that the text means; None: the truth
     absent_finding: str | None = None  # one that this scan is known not to show
     patient: str = ""  # cases of one patient are resampled together; never written anywhere
 
@@ -58,6 +59,24 @@ class Case:
             raise ValueError("the truth is bool with the shape of its scan")
         if not self.truth.any():
             raise CaseUnusable("its mask holds no tumour")
+
+    def named(
+        self,
+        organ: str,
+        *,
+        organ_mask: np.ndarray | None,
+        text_truth: np.ndarray | None = None,
+        absent: str | None = None,
+    ) -> Case:
+        """The same case in an organ that prompts can name. Args: absent: an organ without tumour."""
+        return replace(
+            self,
+            organ=organ,
+            organ_mask=organ_mask,
+            finding=f"{organ} tumour",
+            text_truth=text_truth,
+            absent_finding=absent and f"{absent} tumour",
+        )
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
@@ -68,58 +87,44 @@ class Case:
     def volume_ml(self) -> float:
         return float(np.count_nonzero(self.truth)) * self.source.geometry.voxel_volume_mm3 / 1000
 
-    def voxels(self) -> np.ndarray:
-        """(D, H, W) float32: the whole scan, for what works without the service."""
-        return self.source.read(0, self.source.geometry.shape_zyx[0]).voxels
-
 
 def array_case(
-    name: str,
-    voxels: np.ndarray,
-    spacing_zyx_mm: tuple[float, float, float],
-    truth: np.ndarray,
-    *,
-    modality: str,
-    organ_mask: np.ndarray | None = None,
-    organ: str | None = None,
-    finding: str | None = None,
-    absent_finding: str | None = None,
+    name: str, voxels: np.ndarray, spacing_zyx_mm: tuple[float, float, float], truth: np.ndarray, *, modality: str
 ) -> Case:
     """A case from arrays (D, H, W), such as a phantom: slices go toward the head, rows to posterior, columns left."""
     affine = np.eye(4)
     affine[:3, :3] = np.fliplr(np.diag(spacing_zyx_mm[::-1]))  # columns: the steps z, y, x in LPS
     depth, height, width = voxels.shape
     source = ArraySource(voxels.astype(np.float32), Geometry((depth, height, width), affine, ""), modality)
-    return Case(name, source, truth, organ_mask, organ, finding, absent_finding, patient=name)
+    return Case(name, source, truth, patient=name)
 
 
 def read_case(files: CaseFiles) -> Case:
-    """Raises: CaseUnusable; TagsError, as the service refuses a series; OSError."""
-    if files.image.is_dir():
-        return _dicom_case(files)
+    """Raises: CaseUnusable; SeriesRefused, as the service refuses a series; OSError."""
+    return _dicom_case(files) if files.image.is_dir() else _nifti_case(files)
+
+
+def _nifti_case(files: CaseFiles) -> Case:
     voxels, affine = _load(files.image)
     geometry = Geometry(voxels.shape, affine, "")  # type: ignore[arg-type]
     source = ArraySource(voxels.astype(np.float32), geometry, files.modality or "CT")
     label_map = _labels(files.mask, geometry)
+    case = Case(files.name, source, _chosen(label_map, files.tumour_labels), patient=files.patient or files.name)
     organ_mask = _chosen(label_map, files.organ_labels) if files.organ_labels else None
     if files.organ_mask:
         organ_mask = _labels(files.organ_mask, geometry) > 0
-    return _case(files, source, _chosen(label_map, files.tumour_labels), organ_mask, files.patient or files.name)
+    return case.named(files.organ, organ_mask=organ_mask) if files.organ else replace(case, organ_mask=organ_mask)
 
 
 def _dicom_case(files: CaseFiles) -> Case:
     paths = sorted(path for path in files.image.rglob("*") if path.is_file())
     series = read_series(paths, series_instance_uid=None, limits=NO_LIMITS)
+    voxels = series.read(0, series.geometry.shape_zyx[0]).voxels  # once, not for every prompt
+    source = ArraySource(voxels, series.geometry, series.modality)
+    patient = files.patient or str(pydicom.dcmread(paths[0], specific_tags=["PatientID"]).get("PatientID", ""))
+    case = Case(files.name, source, read_nifti(files.mask, series.geometry), patient=patient or files.name)
     organ_mask = read_nifti(files.organ_mask, series.geometry) if files.organ_mask else None
-    patient = str(pydicom.dcmread(paths[0], specific_tags=["PatientID"]).get("PatientID", ""))
-    return _case(files, series, read_nifti(files.mask, series.geometry), organ_mask, files.patient or patient)
-
-
-def _case(
-    files: CaseFiles, source: SourceImage, truth: np.ndarray, organ_mask: np.ndarray | None, patient: str
-) -> Case:  # fmt: skip
-    finding = f"{files.organ} tumour" if files.organ else None
-    return Case(files.name, source, truth, organ_mask, files.organ, finding, patient=patient or files.name)
+    return case.named(files.organ, organ_mask=organ_mask) if files.organ else replace(case, organ_mask=organ_mask)
 
 
 def _chosen(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,6 @@ from contract.bundle import Bundle, load_bundle
 from service.errors import SeriesRefused
 from service.inference.embedded import EmbeddedEngine
 from training.evaluation.cases import Case, CaseUnusable, read_case
-from training.evaluation.phantoms import phantom_case
 from training.evaluation.prompting import PROMPTS
 from training.evaluation.report import markdown, summarise
 from training.evaluation.scoreboard import Board, Plan, SliceModel, measure_all
@@ -49,7 +48,7 @@ def evaluate(
         raise typer.BadParameter("there is no case to measure: give --cases, --phantoms or both")
     engine = EmbeddedEngine(load_bundle(bundle), threads=threads, max_waiting=1)
     unusable: dict[str, str] = {}
-    every = chain(_usable(files, unusable), map(phantom_case, range(phantoms)))
+    every = chain(_usable(files, unusable), _phantoms(phantoms))
     board = anyio.run(measure_all, track(every, "measuring", total=len(files) + phantoms), plan, engine)
     summary = summarise(board.rows, board.patients)
     document = {
@@ -93,6 +92,13 @@ def _usable(files: Iterable[CaseFiles], unusable: dict[str, str]) -> Iterator[Ca
             yield read_case(entry)
         except (CaseUnusable, SeriesRefused) as error:
             unusable[entry.name] = str(error)
+
+
+def _phantoms(count: int) -> Iterator[Case]:
+    if count:
+        from training.evaluation.phantoms import phantom_case  # needs torch
+
+        yield from map(phantom_case, range(count))
 
 
 def _identity(bundle: Bundle) -> dict[str, Any]:

@@ -22,7 +22,18 @@ from training.baselines import (
     otsu_in_box,
 )
 from training.evaluation.cases import Case
-from training.evaluation.prompting import BOX, CENTRE, LOOSE_BOX, RANDOM, WRONG_TEXT, Answer, Reply, answers, places_of
+from training.evaluation.prompting import (
+    BOX,
+    CENTRE,
+    LOOSE_BOX,
+    RANDOM,
+    TEXT,
+    WRONG_TEXT,
+    Answer,
+    Reply,
+    answers,
+    places_of,
+)
 from training.metrics import Scores, score
 
 TAGS = "TAGS"  # the method of the bundle's rows; all others are baselines
@@ -94,7 +105,7 @@ async def measure(case: Case, plan: Plan, engine: Engine) -> list[Row]:
 
 def measure_baselines(case: Case, plan: Plan) -> Iterator[Row]:
     """What the first click and the boxes give without TAGS."""
-    places, image = places_of(case, plan.seed), case.voxels()
+    places, image = places_of(case, plan.seed), case.source.voxels
     for prompt, click in ((ONE_CENTRE, places.centre), (ONE_RANDOM, places.anywhere)):
         if prompt in plan.prompts:
             yield from _timed(case, prompt, from_click(case, image, click))
@@ -133,14 +144,16 @@ def _timed(case: Case, prompt: str, methods: Methods) -> Iterator[Row]:
 
 
 def _row(case: Case, method: str, answer: Answer) -> Row:
-    reply = answer.reply
+    reply, truth = answer.reply, case.truth
+    if answer.prompt == TEXT and case.text_truth is not None:
+        truth = case.text_truth
     return Row(
         case=case.name,
         group=case.organ or case.source.modality,
         prompt=answer.prompt,
         method=method,
         seconds=round(reply.seconds, 2),
-        scores=None if answer.prompt == WRONG_TEXT else score(reply.mask, case.truth, case.spacing_zyx_mm),
+        scores=None if answer.prompt == WRONG_TEXT else score(reply.mask, truth, case.spacing_zyx_mm),
         silent=not reply.mask.any(),
         correction=answer.correction,
         obeyed=answer.obeyed,

@@ -1,0 +1,99 @@
+"""How closely to look: the spacing of the region follows the tumour, from what prompts say and from what was found.
+
+Places are (2, 3) mm along the lattice's axes from its origin, smallest then largest: they hold at every spacing.
+Decision: docs/decisions/0007-adaptive-zoom.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from contract.grid import GridRule
+from service.domain.components import attached
+from service.domain.extension import neighbours
+from service.domain.geometry import Geometry
+from service.domain.prompts import Prompts
+from service.domain.restore import Tile
+from service.domain.roi import Lattice
+
+MAX_LOOKS = 4  # regions cost a quarter of a second each on two cores
+WIDER = 1.6  # times the spacing, where the tumour leaves its region
+CLOSER = 0.5  # times the spacing, where nothing was found
+ALIKE = 1.3  # spacings that differ by less need no other look
+FINER_THAN_SOURCE = 0.5  # of the source's finest spacing: closer there is nothing to see
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one look found."""
+
+    places_mm: list[np.ndarray]  # of each connected part that the prompts mean
+    leaves: bool  # a part goes on beyond its region
+
+    @property
+    def longest_mm(self) -> float:
+        return max((float(np.max(place[1] - place[0])) for place in self.places_mm), default=0.0)
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """The spacings that one request may use, and the widest at which the tumour left its region."""
+
+    rule: GridRule
+    size: int
+    finest_mm: float
+    too_close_mm: float = 0.0
+
+    def first(self, told_mm: Sequence[np.ndarray], clicks_mm: np.ndarray) -> float:
+        """The first look's spacing.
+
+        Args: told_mm: places that say how large the tumour is: boxes, parts of a mask. clicks_mm: (N, 3).
+        """
+        if told_mm:
+            return self._within(self.rule.spacing_mm(Seen(list(told_mm), False).longest_mm, self.size))
+        spread = float(np.max(np.ptp(clicks_mm, axis=0))) if len(clicks_mm) > 1 else 0.0
+        return self._within(max(self.rule.first_mm, self.rule.spacing_mm(spread, self.size)))
+
+    def following(self, spacing_mm: float, seen: Seen) -> float | None:
+        """The spacing that would suit what was seen better, or None."""
+        if seen.leaves:
+            wanted = WIDER * spacing_mm
+        elif not seen.places_mm:
+            wanted = CLOSER * spacing_mm
+        else:
+            wanted = max(self.rule.spacing_mm(seen.longest_mm, self.size), ALIKE * self.too_close_mm)
+        wanted = self._within(wanted)
+        alike = max(wanted / spacing_mm, spacing_mm / wanted) < ALIKE
+        return None if alike and not (seen.leaves and wanted > spacing_mm) else wanted
+
+    def _within(self, spacing_mm: float) -> float:
+        return min(max(spacing_mm, self.finest_mm), self.rule.coarsest_mm)
+
+
+def zoom_on(source: Geometry, rule: GridRule, size: int) -> Zoom:
+    """Raises nothing: a source coarser than the rule is looked at as closely as makes sense."""
+    finest = max(rule.finest_mm, FINER_THAN_SOURCE * float(min(source.spacing_zyx_mm)))
+    return Zoom(rule, size, min(finest, rule.coarsest_mm))
+
+
+def seen_in(
+    tiles: Sequence[Tile],
+    previous: Sequence[np.ndarray | None],
+    lattice: Lattice,
+    source: Geometry,
+    prompts: Prompts,
+) -> Seen:
+    """What the tiles of one look hold. Args: previous: (S, S, S) bool, the previous mask that each was decoded with."""
+    places, leaves = [], False
+    for tile, before in zip(tiles, previous, strict=True):
+        found = attached(tile.logits > 0, lattice.roi(tile.corner), prompts, before)
+        labels, _ = ndimage.label(found, np.ones((3, 3, 3)))
+        for part in ndimage.find_objects(labels):
+            low, high = (np.array([getattr(side, end) for side in part]) for end in ("start", "stop"))
+            places.append((np.stack([low - 0.5, high - 0.5]) + tile.corner) * lattice.spacing_mm)
+        leaves = leaves or bool(neighbours(tile, tiles, lattice, source, prompts=prompts, previous=before))
+    return Seen(places, leaves)
