@@ -58,7 +58,7 @@ def ellipsoid_in_box(shape_zyx: tuple[int, int, int], box: np.ndarray) -> np.nda
 
 
 def otsu_in_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """One side of Otsu's threshold of the voxels in the box: the side that fills more of the inscribed ellipsoid."""
+    """One side of Otsu's threshold in the box: the one that is commoner in the inscribed ellipsoid than outside it."""
     return next(iter(_otsu_sides(image, box)))
 
 
@@ -70,14 +70,14 @@ def best_otsu_in_box(image: np.ndarray, truth: np.ndarray, box: np.ndarray) -> n
 
 
 def _otsu_sides(image: np.ndarray, box: np.ndarray) -> Iterator[np.ndarray]:
-    """Both sides of the threshold within the box, the one that fills more of the inscribed ellipsoid first."""
+    """Both sides of the threshold within the box, first the one that is commoner in the ellipsoid than outside it."""
     low, high = np.ceil(box[0]).astype(int), np.floor(box[1]).astype(int) + 1
     within = tuple(slice(max(0, a), b) for a, b in zip(low, high, strict=True))
     part = np.ascontiguousarray(image[within])
     bright = sitk.GetArrayViewFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(part), 0, 1)) > 0
     middle = ellipsoid_in_box(image.shape, box)[within]  # type: ignore[arg-type]
-    sides = sorted((bright, ~bright), key=lambda side: -np.count_nonzero(side & middle))
-    for side in sides:
+    inner, outer = (bright[where].mean() if where.any() else 0.0 for where in (middle, ~middle))
+    for side in (bright, ~bright) if inner >= outer else (~bright, bright):
         whole = np.zeros(image.shape, bool)
         whole[within] = side
         yield whole
