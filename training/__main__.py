@@ -1,4 +1,4 @@
-"""`python -m training`: train a configuration on generated phantoms, and measure a bundle on known tumours."""
+"""`python -m training`: train on generated phantoms, fine-tune on real scans, measure a bundle on known tumours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import typer
 
 from contract.sizes import CONFIGURATIONS
 from training.evaluation.command import evaluate
+from training.finetuning.command import fine_tune
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 app.command()(evaluate)
+app.command("fine-tune")(fine_tune)
 
 
 @app.command()

@@ -33,6 +33,10 @@ class LayoutUnknown(ValueError):
     """The folder or file is in none of the layouts above, or says too little."""
 
 
+class CaseUnusable(ValueError):
+    """A case cannot be used, and why; the others can."""
+
+
 @dataclass(frozen=True)
 class CaseFiles:
     """One case on disk."""

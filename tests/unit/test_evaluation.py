@@ -16,7 +16,7 @@ from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 from tests.phantoms import write_ct_series
 from training.__main__ import app
 from training.evaluation import command
-from training.evaluation.cases import Case, CaseUnusable, array_case, read_case
+from training.evaluation.cases import Case, array_case, read_case
 from training.evaluation.prompting import (
     BOX,
     BOX_CLICK,
@@ -36,7 +36,7 @@ from training.evaluation.prompting import (
 )
 from training.evaluation.report import Mean, markdown, summarise
 from training.evaluation.scoreboard import TAGS, Plan, Row, measure_all
-from training.layouts import CaseFiles
+from training.layouts import CaseFiles, CaseUnusable
 from training.metrics import Scores
 
 SPACING = (3.0, 1.0, 1.5)

@@ -6,9 +6,7 @@ DICOM goes through the service's reader, NIfTI through nibabel; voxels are held 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pydicom
 
@@ -16,15 +14,10 @@ from service.dicom.ingest import SeriesLimits, read_series
 from service.domain.geometry import Geometry
 from service.domain.volume import Volume
 from service.nifti import read_nifti
-from training.layouts import CaseFiles
+from training.layouts import CaseFiles, CaseUnusable
+from training.nifti import chosen, read_labels, read_volume
 
-GRID_TOLERANCE_MM = 1e-2  # headers hold float32; more than that is another place
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NO_LIMITS = SeriesLimits(max_instances=1 << 20, max_voxels=1 << 40)  # the operator's own files
-
-
-class CaseUnusable(ValueError):
-    """A case cannot be measured, and why; the others can."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +98,14 @@ def read_case(files: CaseFiles) -> Case:
 
 
 def _nifti_case(files: CaseFiles) -> Case:
-    voxels, affine = _load(files.image)
+    voxels, affine = read_volume(files.image)
     geometry = Geometry(voxels.shape, affine, "")  # type: ignore[arg-type]
     source = ArraySource(voxels.astype(np.float32), geometry, files.modality or "CT")
-    label_map = _labels(files.mask, geometry)
-    case = Case(files.name, source, _chosen(label_map, files.tumour_labels), patient=files.patient or files.name)
-    organ_mask = _chosen(label_map, files.organ_labels) if files.organ_labels else None
+    label_map = read_labels(files.mask, voxels.shape, affine)
+    case = Case(files.name, source, chosen(label_map, files.tumour_labels), patient=files.patient or files.name)
+    organ_mask = chosen(label_map, files.organ_labels) if files.organ_labels else None
     if files.organ_mask:
-        organ_mask = _labels(files.organ_mask, geometry) > 0
+        organ_mask = read_labels(files.organ_mask, voxels.shape, affine) > 0
     return case.named(files.organ, organ_mask=organ_mask) if files.organ else replace(case, organ_mask=organ_mask)
 
 
@@ -125,23 +118,3 @@ def _dicom_case(files: CaseFiles) -> Case:
     case = Case(files.name, source, read_nifti(files.mask, series.geometry), patient=patient or files.name)
     organ_mask = read_nifti(files.organ_mask, series.geometry) if files.organ_mask else None
     return case.named(files.organ, organ_mask=organ_mask) if files.organ else replace(case, organ_mask=organ_mask)
-
-
-def _chosen(label_map: np.ndarray, labels: tuple[int, ...]) -> np.ndarray:
-    return np.isin(label_map, labels) if labels else label_map > 0
-
-
-def _labels(file: Path, geometry: Geometry) -> np.ndarray:
-    """(D, H, W) label values. Raises: CaseUnusable: not on the grid of its image."""
-    voxels, affine = _load(file)
-    if voxels.shape != geometry.shape_zyx or not np.allclose(affine, geometry.affine, rtol=0, atol=GRID_TOLERANCE_MM):
-        raise CaseUnusable("its mask does not lie on the grid of its image")
-    return np.rint(voxels).astype(np.int16)
-
-
-def _load(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(D, H, W) voxels and the (4, 4) affine from z, y, x to LPS mm. Raises: CaseUnusable."""
-    image = nib.load(file)
-    if len(image.shape) != 3:
-        raise CaseUnusable("it is no single volume; split channels into files of their own")
-    return np.asarray(image.dataobj).transpose(2, 1, 0), (RAS_TO_LPS @ image.affine)[:, [2, 1, 0, 3]]

@@ -17,11 +17,11 @@ from rich.progress import track
 from contract.bundle import Bundle, load_bundle
 from service.errors import SeriesRefused
 from service.inference.embedded import EmbeddedEngine
-from training.evaluation.cases import Case, CaseUnusable, read_case
+from training.evaluation.cases import Case, read_case
 from training.evaluation.prompting import PROMPTS
 from training.evaluation.report import markdown, summarise
 from training.evaluation.scoreboard import Board, Plan, SliceModel, measure_all
-from training.layouts import CaseFiles, LayoutUnknown, find_cases
+from training.layouts import CaseFiles, CaseUnusable, LayoutUnknown, find_cases
 
 ALL = "all"
 
