@@ -45,5 +45,13 @@ def run(
     typer.echo(train(plan, out, init=init, resume=resume))
 
 
+@app.command()
+def pictures(out: Annotated[Path, typer.Option(help="JPEG to write")]) -> None:
+    """A page of phantoms to look at."""
+    from training.pictures import save_page
+
+    save_page(out)
+
+
 if __name__ == "__main__":
     app()

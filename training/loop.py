@@ -12,6 +12,8 @@ import json
 import math
 import os
 import time
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -46,7 +48,7 @@ class Plan:
 
     config: str  # a key of CONFIGURATIONS
     roi: int  # voxels per side; smaller than the configuration's for a cheap first stage
-    batch: int
+    batch: int  # 2 or more per worker: for one sample, oneDNN's 3D convolutions took twelve times as long
     rate: float  # peak learning rate of the decoder
     seed: int
     steps: int | None = None  # the budget: a number of steps,
@@ -122,10 +124,11 @@ def _work(rank: int, plan: Plan, out: Path, init: Path | None, resume: bool, sav
     with (
         progress_bar() if rank == 0 else nullcontext() as bar,
         (out / LOG if rank == 0 else Path(os.devnull)).open("a") as log,
+        Ahead(plan, rank, run.step) as ahead,
     ):
         task = bar.add_task("training", total=100) if bar else None
         while (progress := _agreed(plan.progress(run.step, run.minutes), plan)) < 1:
-            losses = advance(run, plan, progress, rank)
+            losses = advance(run, plan, progress, next(ahead))
             now = time.monotonic()
             run.minutes = minutes_before + (now - begun) / 60
             log.write(json.dumps({"step": run.step, "minutes": round(run.minutes, 3), **losses}) + "\n")
@@ -192,15 +195,15 @@ def optimizer(model: Tags) -> torch.optim.AdamW:
     groups = [{"params": list(model.fusion_decoder.parameters()), "share": 1.0}]
     if encoder:
         groups.append({"params": encoder, "share": ENCODER_RATE})
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
 
 
-def advance(run: Run, plan: Plan, progress: float, rank: int = 0) -> dict[str, float]:
-    """One step on this worker's share of the next batch. Returns: loss and soft Dice for the log."""
+def advance(run: Run, plan: Plan, progress: float, drawn: list[Sample]) -> dict[str, float]:
+    """One step on this worker's share of a batch. Returns: loss and soft Dice for the log."""
     rate = plan.rate * schedule(progress)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["share"]
-    batch = to_device(collate(later_round(run.model, samples(run, plan, rank), run.step, plan)), plan)
+    batch = to_device(collate(later_round(run.model, drawn, run.step, plan)), plan)
     inputs = {name: value for name, value in batch.items() if name != "target"}
     with torch.autocast(plan.device, torch.bfloat16, enabled=plan.device == "cuda"):
         logits, semantic_map = run.model(**inputs)
@@ -231,10 +234,34 @@ def average_gradients(model: Tags, plan: Plan) -> None:
         gradient.copy_(part.reshape(gradient.shape))
 
 
-def samples(run: Run, plan: Plan, rank: int) -> list[Sample]:
-    """This worker's share of the next step's samples."""
+class Ahead:
+    """One worker's samples, drawn a few steps ahead by a process of its own."""
+
+    STEPS = 3
+
+    def __init__(self, plan: Plan, rank: int, step: int) -> None:
+        self._plan, self._rank, self._next = plan, rank, step
+        self._pool = ProcessPoolExecutor(1, mp_context=processes.get_context("spawn"))
+        self._drawn: deque[Future[list[Sample]]] = deque()
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __next__(self) -> list[Sample]:
+        while len(self._drawn) < self.STEPS:
+            self._drawn.append(self._pool.submit(samples, self._plan, self._rank, self._next))
+            self._next += 1
+        return self._drawn.popleft().result()
+
+
+def samples(plan: Plan, rank: int, step: int) -> list[Sample]:
+    """A worker's share of a step's samples."""
+    torch.set_num_threads(1)
     share = plan.batch // plan.workers
-    first = run.step * plan.batch + rank * share
+    first = step * plan.batch + rank * share
     return [make_sample(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
 
 

@@ -210,7 +210,7 @@ class _Tissue(_Scene):
         middle = np.full(3, (size - 1) / 2)
         wander = 0.25 if draw.chance(0.25) else 0.06
         centre = (middle + self.rng.standard_normal(3) * wander * size).clip(2, size - 3)
-        radius = size * (draw.uniform(0.17, 0.36) if draw.chance(0.45) else draw.log_uniform(0.03, 0.55))
+        radius = size * (draw.uniform(0.17, 0.36) if draw.chance(0.6) else draw.log_uniform(0.04, 0.5))
         labels = self.regions()
         here = labels[tuple(np.rint(centre).astype(int))]
         body = self.body(centre, radius)

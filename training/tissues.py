@@ -72,8 +72,8 @@ def tumour_value(rng: np.random.Generator, modality: str, around: float) -> floa
     if modality == "CT":
         if around < -300:  # in lung
             return float(rng.uniform(-150, 90))
-        change = np.exp(rng.uniform(np.log(10), np.log(110)))
+        change = np.exp(rng.uniform(np.log(13), np.log(120)))
         return float(around - change if rng.random() < 0.6 else around + change)
-    change = np.exp(rng.uniform(np.log(60), np.log(700)))
+    change = np.exp(rng.uniform(np.log(80), np.log(700)))
     darker = around > 150 and rng.random() < 0.4
     return float(max(around - change, 20.0) if darker else around + change)

@@ -20,7 +20,7 @@ from service.inference.embedded import EmbeddedEngine
 from tests.conftest import require
 
 SHIPPED = Path(os.environ.get("TAGS_BUNDLE_DIR", Path(__file__).resolve().parents[2] / "model_repository"))
-SIDE = 128
+SIDE = 64
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +37,20 @@ async def engine(bundle):
 
 
 def region() -> tuple[np.ndarray, np.ndarray]:
-    """A noisy region with a bright ball of radius 12 at (40, 64, 80), and an organ mask: the half with x >= 48."""
+    """A noisy region with a bright ball of radius 6 at (20, 32, 40), and an organ mask: what has x >= 24."""
     z, y, x = np.ogrid[:SIDE, :SIDE, :SIDE]
-    ball = (z - 40) ** 2 + (y - 64) ** 2 + (x - 80) ** 2 < 12**2
+    ball = (z - 20) ** 2 + (y - 32) ** 2 + (x - 40) ** 2 < 6**2
     noise = np.random.default_rng(0).normal(scale=0.3, size=ball.shape)
     organ_mask = np.zeros(ball.shape, np.float32)
-    organ_mask[:, :, 48:] = 1
+    organ_mask[:, :, 24:] = 1
     return (noise + 2 * ball).astype(np.float32), organ_mask
 
 
-def click(*, finding: str = "liver tumour", at_zyx: tuple[float, float, float] = (40, 64, 80)) -> PlacedPrompts:
+def click(*, finding: str = "liver tumour", at_zyx: tuple[float, float, float] = (20, 32, 40)) -> PlacedPrompts:
     point_coords, point_labels = np.zeros((32, 3), np.float32), np.full(32, -1, np.int32)
     point_coords[0], point_labels[0] = at_zyx, 1
     phrases = (f"a scan without {finding}.", f"a scan of a {finding}.")
-    return PlacedPrompts(point_coords, point_labels, np.zeros((1, 64, 64, 64), np.float32), 1.0, phrases)
+    return PlacedPrompts(point_coords, point_labels, np.zeros((1, 32, 32, 32), np.float32), 1.0, phrases)
 
 
 async def longest_pause(task: asyncio.Task) -> float:
@@ -136,7 +136,7 @@ async def test_an_image_of_another_dtype_or_size_breaks_the_contract(engine):
     with pytest.raises(ModelContractBroken, match="image: expected float32"):
         await engine.encode(image.astype(np.float64), organ_mask)
     with pytest.raises(ModelContractBroken, match="organ_mask"):
-        await engine.encode(image, organ_mask[:64])
+        await engine.encode(image, organ_mask[:32])
 
 
 async def test_a_closed_engine_says_that_it_is_not_ready(bundle):

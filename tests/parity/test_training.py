@@ -34,7 +34,7 @@ def _tiny(monkeypatch):
 
 def steps(run: Run, last: int) -> None:
     while run.step < last:
-        advance(run, PLAN, progress=PLAN.progress(run.step, 0))
+        advance(run, PLAN, PLAN.progress(run.step, 0), samples(PLAN, 0, run.step))
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
@@ -52,11 +52,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
         assert torch.equal(whole.average[name], resumed.average[name]), name
 
 
-def test_the_loss_falls_on_a_batch_seen_again_and_again(monkeypatch):
-    run = start(PLAN, None)
-    same = samples(run, PLAN, 0)
-    monkeypatch.setattr("training.loop.samples", lambda *_: same)
-    losses = [advance(run, PLAN, progress=0.2)["loss"] for _ in range(20)]
+def test_the_loss_falls_on_a_batch_seen_again_and_again():
+    run, same = start(PLAN, None), samples(PLAN, 0, 0)
+    losses = [advance(run, PLAN, 0.2, same)["loss"] for _ in range(20)]
     assert losses[-1] < 0.85 * losses[0]
 
 
@@ -76,10 +74,8 @@ def test_training_writes_a_checkpoint_that_the_export_can_read_and_a_log(tmp_pat
 
 
 def test_workers_share_each_steps_samples_without_overlap():
-    run = start(PLAN, None)
-    run.step = 3
-    alone = samples(run, PLAN, 0)
-    shared = [samples(run, replace(PLAN, workers=2), rank) for rank in (0, 1)]
+    alone = samples(PLAN, 0, 3)
+    shared = [samples(replace(PLAN, workers=2), rank, 3) for rank in (0, 1)]
     assert [len(share) for share in shared] == [1, 1]
     for expected, (found,) in zip(alone, shared, strict=True):
         assert np.array_equal(expected.image, found.image)
@@ -96,8 +92,7 @@ def test_two_workers_end_with_the_weights_of_one(tmp_path):
 
 
 def test_some_steps_learn_from_a_later_round():
-    run = start(PLAN, None)
-    drawn = samples(run, PLAN, 0)
+    run, drawn = start(PLAN, None), samples(PLAN, 0, 0)
     changed = [
         any(a is not b for a, b in zip(drawn, later_round(run.model, drawn, n, PLAN), strict=True)) for n in range(20)
     ]

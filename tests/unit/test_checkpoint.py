@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the export environment only")
 pytestmark = pytest.mark.torch
 
+from contract.grid import fixed_grid  # noqa: E402
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import SMALL  # noqa: E402
 from export.checkpoint import CheckpointInvalid, load_checkpoint, untrained  # noqa: E402
@@ -19,7 +20,7 @@ TINY = replace(SMALL, name="tiny", roi=32, tokens=8, width=32, depth=4, heads=1,
 
 def document(**changes):
     meta = {
-        "spacing_mm": 1.5,
+        "grid": asdict(fixed_grid(1.5)),
         "intensity": {"CT": {"kind": "window", "low": -100.0, "high": 200.0, "mean": 50.0, "std": 60.0}},
         "targets": ["liver"],
         "findings": ["tumour"],
@@ -44,7 +45,7 @@ def test_weights_and_description_come_back(tmp_path):
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, content["state_dict"][name])
     assert checkpoint.meta.intensity == {"CT": IntensityRule("window", -100.0, 200.0, 50.0, 60.0)}
-    assert (checkpoint.meta.spacing_mm, checkpoint.meta.targets) == (1.5, ("liver",))
+    assert (checkpoint.meta.grid, checkpoint.meta.targets) == (fixed_grid(1.5), ("liver",))
     assert checkpoint.meta.quality == {"dice": 0.5}
 
 

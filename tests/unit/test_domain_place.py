@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from tests.fakes.source import grid
 
 AXIAL = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
 SOURCE = grid(AXIAL, (1, 1, 1), (300, 300, 300))
+SIZES = replace(SMALL, roi=128, tokens=16)
 ROI = lattice_on(SOURCE, spacing_mm=1.0, size=128).roi((10, 20, 30))
 
 
@@ -28,7 +31,7 @@ def test_clicks_come_first_and_then_box_corners_in_region_voxels():
         labels=np.array([1, 0], np.int32),
         boxes_lps_mm=lps(*box_corners((20, 30, 40), (25, 36, 47)))[None, ::-1],
     )
-    placed = place(prompts, ROI, None, SMALL)
+    placed = place(prompts, ROI, None, SIZES)
     assert placed.point_labels[:5].tolist() == [
         LABEL_FOREGROUND, LABEL_BACKGROUND, LABEL_BOX_MIN, LABEL_BOX_MAX, LABEL_PAD,
     ]  # fmt: skip
@@ -48,13 +51,13 @@ def test_clicks_outside_the_region_are_left_out_and_boxes_are_cut_to_it():
             [lps(*box_corners((0, 30, 40), (400, 36, 47))), lps(*box_corners((200, 0, 0), (210, 9, 9)))]
         ),
     )
-    placed = place(prompts, ROI, None, SMALL)
+    placed = place(prompts, ROI, None, SIZES)
     assert placed.point_labels[:4].tolist() == [LABEL_FOREGROUND, LABEL_BOX_MIN, LABEL_BOX_MAX, LABEL_PAD]
     assert placed.point_coords[1:3] == pytest.approx(np.array([[-0.5, 10, 10], [127.5, 16, 17]]), abs=1e-4)
 
 
 def test_text_is_read_and_counts_only_when_given():
-    with_text, without = (place(Prompts(text=text), ROI, None, SMALL) for text in ("Liver  Tumour", None))
+    with_text, without = (place(Prompts(text=text), ROI, None, SIZES) for text in ("Liver  Tumour", None))
     assert (with_text.use_text, with_text.phrases[1]) == (1.0, "a scan of a liver tumour.")
     assert (without.use_text, without.phrases[1]) == (0.0, "a scan of a tumour.")
     assert not points_somewhere(with_text)
@@ -64,7 +67,7 @@ def test_a_previous_mask_is_halved_to_the_share_of_each_cell():
     mask = np.zeros((128, 128, 128), bool)
     mask[4:6, 8:10, 12:14] = True
     mask[0, 0, 0] = True
-    placed = place(Prompts(), ROI, mask, SMALL)
+    placed = place(Prompts(), ROI, mask, SIZES)
     assert placed.mask_prompt[0, 2, 4, 6] == 1.0
     assert placed.mask_prompt[0, 0, 0, 0] == 0.125
     assert placed.mask_prompt.sum() == 1.125

@@ -24,14 +24,14 @@ SPECS = network_specs(SMALL)
 PROMPTS = PlacedPrompts(
     point_coords=np.zeros((32, 3), np.float32),
     point_labels=np.full(32, -1, np.int32),
-    mask_prompt=np.zeros((1, 64, 64, 64), np.float32),
+    mask_prompt=np.zeros((1, 32, 32, 32), np.float32),
     use_text=1.0,
     phrases=("a scan without liver tumour.", "a scan of a liver tumour."),
 )
 
 
 def test_what_is_built_from_domain_types_fits_every_network():
-    image = np.zeros((128, 128, 128), np.float32)
+    image = np.zeros((64, 64, 64), np.float32)
     for_image, for_text = image_tensors(image, image), text_tensors(PROMPTS.phrases)
     embeddings = embeddings_from(zeros(SPECS[SAM_ENCODER].outputs))
     for_decoder = decoder_tensors(embeddings, np.zeros((2, 192), np.float32), PROMPTS)
@@ -55,10 +55,10 @@ def test_embeddings_cannot_be_changed_by_a_decode():
     ("replacement", "said"),
     [
         (None, "sam_encoder: image is missing"),
-        (np.zeros((1, 1, 128, 128, 128)), "expected float32"),
-        (np.zeros((1, 1, 128, 128, 64), np.float32), "128, 128, 64"),
-        (np.zeros((2, 1, 128, 128, 128), np.float32), "image has batch 2 instead of 1"),
-        (np.full((1, 1, 128, 128, 128), np.nan, np.float32), "image holds values that are not finite"),
+        (np.zeros((1, 1, 64, 64, 64)), "expected float32"),
+        (np.zeros((1, 1, 64, 64, 32), np.float32), "64, 64, 32"),
+        (np.zeros((2, 1, 64, 64, 64), np.float32), "image has batch 2 instead of 1"),
+        (np.full((1, 1, 64, 64, 64), np.nan, np.float32), "image holds values that are not finite"),
     ],
     ids=["missing", "dtype", "shape", "batch", "not finite"],
 )
@@ -87,7 +87,7 @@ def test_a_symbolic_axis_is_left_to_the_check_of_each_answer():
 
 
 def test_an_engine_of_another_configuration_is_refused():
-    with pytest.raises(ModelContractBroken, match="sam_encoder: feat_0 should be float32"):
+    with pytest.raises(ModelContractBroken, match="sam_encoder: image should be float32"):
         check_contract(SPECS[SAM_ENCODER], declared(SAM_ENCODER, "vit_b"))
 
 

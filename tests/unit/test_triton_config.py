@@ -41,7 +41,7 @@ def test_every_model_states_the_contracts_names_dtypes_and_shapes(sizes):
 
 def test_the_image_has_no_batch_axis_in_its_dims_but_the_model_batches_to_four():
     encoder = small_configs()[SAM_ENCODER]
-    assert list(encoder.input[0].dims) == [1, 128, 128, 128]
+    assert list(encoder.input[0].dims) == [1, 64, 64, 64]
     assert encoder.max_batch_size == 4
 
 

@@ -1,0 +1,43 @@
+"""A page of phantoms to look at: what the network learns from, with the tumours outlined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from contract.intensity import normalise
+from training.phantoms import Phantom, make_phantom
+from training.recipe import INTENSITY
+
+COLUMNS, ROWS = 10, 3  # of each kind of scene
+SCALE = 2  # screen pixels per voxel
+SHOWN = (-2.5, 3.0)  # normalised intensity from black to white
+MEANT, SAME_ORGAN = (255, 60, 60), (255, 220, 0)
+
+
+def page(first_seed: int = 0) -> Image.Image:
+    """Tissue scenes above, anatomy scenes below; each the slice with most of its tumour."""
+    rows = []
+    for anatomy in (False, True):
+        for row in range(ROWS):
+            seeds = range(first_seed + row * COLUMNS, first_seed + (row + 1) * COLUMNS)
+            rows.append(np.concatenate([picture(make_phantom(seed, anatomy=anatomy)) for seed in seeds], axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def picture(phantom: Phantom) -> np.ndarray:
+    """(rows, columns, 3) uint8."""
+    image = normalise(phantom.image, np.ones_like(phantom.tumour), INTENSITY[phantom.modality])
+    z = int(np.argmax(phantom.tumour.sum((1, 2))))
+    grey = np.clip((image[z] - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0, 1)
+    colour = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
+    for mask, outline in ((phantom.same_organ[z] & ~phantom.tumour[z], SAME_ORGAN), (phantom.tumour[z], MEANT)):
+        colour[mask & ~ndimage.binary_erosion(mask)] = outline
+    return colour.repeat(SCALE, 0).repeat(SCALE, 1)
+
+
+def save_page(path: Path) -> None:
+    page().save(path, quality=80)
