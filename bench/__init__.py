@@ -1,2 +1,2 @@
-"""Measurements. The networks alone (`bench.engine`), the service through its public API (`bench.overhead`), and real
-tumours through it (`bench.tumours`). Each prints a table and writes JSON into bench/results."""
+"""Measurements of time: the networks alone (`bench.engine`), and the service through its public API (`bench.overhead`).
+Each prints a table and writes JSON into bench/results. Quality is measured by `python -m training evaluate`."""

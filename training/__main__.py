@@ -1,17 +1,19 @@
-"""`python -m training`: train a configuration on generated phantoms, and measure it on held-out ones."""
+"""`python -m training`: train on generated phantoms, fine-tune on real scans, measure a bundle on known tumours."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from contract.sizes import CONFIGURATIONS
-from training.loop import Plan, train
+from training.evaluation.command import evaluate
+from training.finetuning.command import fine_tune
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
+app.command()(evaluate)
+app.command("fine-tune")(fine_tune)
 
 
 @app.command()
@@ -29,6 +31,8 @@ def run(
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
     """Train one stage; its checkpoint is OUT/last.pt."""
+    from training.loop import Plan, train  # torch; `evaluate` of real cases runs in the gateway's environment as well
+
     if (steps is None) == (minutes is None):
         raise typer.BadParameter("give either --steps or --minutes")
     if batch % workers:
@@ -39,22 +43,6 @@ def run(
         device=device,
     )  # fmt: skip
     typer.echo(train(plan, out, init=init, resume=resume))
-
-
-@app.command()
-def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="checkpoint of `run`")],
-    out: Annotated[Path, typer.Option(help="JSON with every case and the means")],
-    cases: int = 50,
-    roi: int = 128,
-    threads: int = 2,
-    release: Annotated[Path | None, typer.Option(help="checkpoint to write for the export, with the figures")] = None,
-) -> None:
-    """Dice on held-out phantoms, beside the best sphere and the best region growing."""
-    from training.evaluate import evaluate_checkpoint
-
-    torch.set_num_threads(threads)
-    typer.echo(evaluate_checkpoint(checkpoint, out, cases=cases, roi=roi, release=release))
 
 
 @app.command()

@@ -7,8 +7,8 @@ writing. Whatever uses the CPU runs in a thread, so that the event loop keeps an
 
 from __future__ import annotations
 
-from functools import partial
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Annotated
 
 import anyio
