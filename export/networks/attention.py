@@ -4,6 +4,9 @@ Relative positions and the shift mask enter as extra columns of queries and keys
 5-dimensional additions and no stored 512 x 512 masks:
     Q' = [q / sqrt(d) | rel_d | rel_h | rel_w | sqrt(50) * side]     K' = [k | one-hot of kd, kh, kw | sqrt(50) * side]
 `side` is +-1 per axis: tokens that the shift brought together from opposite borders differ in sign and lose 100.
+
+That leaves 150 on the logits of all others, which softmax does not see, but half precision does: near 150 its steps are
+0.125. `centred_columns` are the same columns for half precision: one more takes the offset out within the product.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 SEPARATION = 50.0  # half of the logit distance between tokens of different shift regions
+CENTRED_SIDE = 7.0  # of which square (49) and triple are exact in float16 and bfloat16
+COLUMN_GROUP = 32  # matrix units read rows in groups: 64 + 24 + 4 columns are filled up to 96
 
 
 def windows(x: Tensor, window: int) -> Tensor:
@@ -36,6 +41,18 @@ def shift_sides(tokens: int, window: int) -> Tensor:
     return windows(grid[None], window)
 
 
+def centred_columns(sides: Tensor, present: int) -> tuple[Tensor, Tensor]:
+    """Columns of queries and of keys, each (number of windows, window**3, columns), for half precision.
+
+    Their product is 0 for tokens of one shift region and -98 or less for others. Zeros fill them up to a whole group.
+    Args: sides: from `shift_sides`. present: columns that stand before them.
+    """
+    scaled, one = CENTRED_SIDE * sides, torch.ones_like(sides[..., :1])
+    filling = sides.new_zeros(*sides.shape[:2], -(present + 4) % COLUMN_GROUP)
+    query = torch.cat([scaled, -3 * CENTRED_SIDE * one, filling], dim=-1)
+    return query, torch.cat([scaled, CENTRED_SIDE * one, filling], dim=-1)
+
+
 def one_hot_positions(window: int) -> Tensor:
     """(window**3, 3 * window): one-hot of each token's d, h and w inside its window."""
     eye = torch.eye(window)
@@ -46,9 +63,11 @@ def one_hot_positions(window: int) -> Tensor:
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows of `window`**3 tokens."""
 
-    def __init__(self, width: int, heads: int, window: int) -> None:
+    def __init__(self, width: int, heads: int, window: int, *, half_precision: bool = False) -> None:
+        """Args: half_precision: the graph may run in float16 or bfloat16 (see `centred_columns`)."""
         super().__init__()
         self.heads, self.window, self.head_width = heads, window, width // heads
+        self.half_precision = half_precision
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         tables = torch.zeros(3, 2 * window - 1, self.head_width)
@@ -81,10 +100,12 @@ class WindowAttention(nn.Module):
         query = [q * self.head_width**-0.5, self.relative(q)]
         key = [k, self.positions.expand(n * self.heads, -1, -1)]
         if sides is not None:
-            side = (SEPARATION**0.5 * sides).repeat_interleave(self.heads, dim=0)
-            side = side.repeat(n * self.heads // side.shape[0], 1, 1)
-            query.append(side)
-            key.append(side)
+            scaled = SEPARATION**0.5 * sides
+            present = self.head_width + 3 * self.window
+            columns = centred_columns(sides, present) if self.half_precision else (scaled, scaled)
+            for matrix, column in zip((query, key), columns, strict=True):
+                column = column.repeat_interleave(self.heads, dim=0)
+                matrix.append(column.repeat(n * self.heads // column.shape[0], 1, 1))
         weights = torch.softmax(torch.cat(query, -1) @ torch.cat(key, -1).transpose(1, 2), dim=-1)
         out = (weights @ v).reshape(n, self.heads, length, self.head_width).transpose(1, 2)
         return self.proj(out.reshape(n, length, width))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from contract.sizes import Sizes
-from contract.tensors import NETWORKS
+from contract.tensors import FEATURE_LEVELS, NETWORKS
 from export.networks.decoder import FusionDecoder
 from export.networks.encoder import SamEncoder
 from export.networks.text import ClipTextEmbedder
@@ -52,3 +54,24 @@ def build_tags(sizes: Sizes) -> Tags:
     for adapter in model.sam_encoder.alignment_adapters:
         nn.init.eye_(adapter.fc1.weight)
     return model
+
+
+def shallow(model: Tags) -> Tags:
+    """The same networks with one block for each feature level and one for text, with the weights of the last of each.
+
+    Every kind of layer is there at its full width, so that a graph can be run where the whole is too large.
+    """
+    sizes = model.sizes
+    stage = sizes.depth // FEATURE_LEVELS
+    small = Tags(replace(sizes, name=f"{sizes.name}, shallow", depth=FEATURE_LEVELS, text_depth=1))
+    kept = model.state_dict()
+    weights = {key: kept[key] for key in small.state_dict() if "blocks." not in key}
+    for prefix, sources in (
+        ("sam_encoder.blocks.", [stage * (level + 1) - 1 for level in range(FEATURE_LEVELS)]),
+        ("clip_text_embedder.resblocks.", [sizes.text_depth - 1]),
+    ):
+        for place, source in enumerate(sources):
+            block = f"{prefix}{source}."
+            weights |= {f"{prefix}{place}.{key.removeprefix(block)}": kept[key] for key in kept if key.startswith(block)}
+    small.load_state_dict(weights)
+    return small.eval()

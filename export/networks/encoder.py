@@ -50,7 +50,8 @@ class Block3d(nn.Module):
         self.window = sizes.window
         self.adapter = Adapter3d(sizes.width, sizes.adapter)
         self.norm1 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
-        self.attn = WindowAttention(sizes.width, sizes.heads, sizes.window)
+        half_precision = sizes.feature_dtype == "float16"
+        self.attn = WindowAttention(sizes.width, sizes.heads, sizes.window, half_precision=half_precision)
         self.norm2 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
         self.mlp = MLPBlock(sizes.width)
         self.shift = sizes.window // 2 if shifted else 0

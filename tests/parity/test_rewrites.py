@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is in the export environment only")
@@ -11,7 +13,7 @@ from torch.nn import functional  # noqa: E402
 
 from contract.sizes import SMALL, VIT_B  # noqa: E402
 from contract.tensors import network_specs  # noqa: E402
-from export.networks.attention import WindowAttention, shift_sides, unwindows, windows  # noqa: E402
+from export.networks.attention import WindowAttention, centred_columns, shift_sides, unwindows, windows  # noqa: E402
 from export.networks.build import build_tags  # noqa: E402
 from export.networks.encoder import depth_to_space, space_to_depth  # noqa: E402
 from export.networks.prompts import prompt_maps, sample  # noqa: E402
@@ -54,11 +56,12 @@ def test_hat_sampling_equals_grid_sample_and_is_zero_outside():
     assert sample(features, torch.full((2, 1, 3), 100.0).double(), 32).abs().max() == 0
 
 
+@pytest.mark.parametrize("half_precision", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_extra_columns_equal_added_relative_positions_and_the_shift_mask(shifted):
+def test_extra_columns_equal_added_relative_positions_and_the_shift_mask(shifted, half_precision):
     torch.manual_seed(5)
     tokens, window, heads, head = 8, 4, 2, 8
-    attention = WindowAttention(heads * head, heads, window).double()
+    attention = WindowAttention(heads * head, heads, window, half_precision=half_precision).double()
     for table in (attention.rel_pos_d, attention.rel_pos_h, attention.rel_pos_w):
         torch.nn.init.normal_(table)
     x = windows(torch.randn(2, tokens, tokens, tokens, heads * head).double(), window)
@@ -79,6 +82,17 @@ def test_extra_columns_equal_added_relative_positions_and_the_shift_mask(shifted
 
     sides = shift_sides(tokens, window).double() if shifted else None
     assert torch.allclose(attention(x, sides), attention.proj(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_columns_for_half_precision_leave_no_offset_and_fill_the_group(dtype):
+    sides = shift_sides(8, 4)
+    query, key = (columns.to(dtype).double() for columns in centred_columns(sides, present=88))
+    assert query.shape[-1] == key.shape[-1] == 96 - 88
+    added = query @ key.transpose(1, 2)
+    alike = (sides[:, :, None] == sides[:, None]).all(-1)
+    assert added[alike].abs().max() == 0
+    assert added[~alike].max() == -98
 
 
 def test_convolving_upsampled_channels_needs_no_upsampled_channels():
@@ -116,12 +130,11 @@ def test_prompt_maps_put_clicks_boxes_and_labels_where_they_are():
     assert maps[5].abs().max() == 0
 
 
-@pytest.mark.parametrize("roi", [64, 128])
-def test_every_network_keeps_the_contract_at_both_region_sizes(roi):
-    import dataclasses
-
-    model = build_tags(SMALL).eval()
-    specs = network_specs(dataclasses.replace(SMALL, roi=roi, tokens=roi // SMALL.patch))
+@pytest.mark.parametrize("roi", [64, 32])
+def test_every_network_keeps_the_contract_at_its_own_and_at_a_smaller_region(roi):
+    sizes = replace(SMALL, window=4)
+    model = build_tags(sizes).eval()
+    specs = network_specs(replace(sizes, roi=roi, tokens=roi // sizes.patch))
     inputs = [torch.zeros(1, *spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs["tags"].inputs]
     with torch.no_grad():
         embeddings = model.sam_encoder(*inputs[:2])
