@@ -24,6 +24,7 @@ MAX_LOOKS = 4  # regions cost a quarter of a second each on two cores
 WIDER = 1.6  # times the spacing, where the tumour leaves its region
 CLOSER = 0.5  # times the spacing, where nothing was found
 ALIKE = 1.3  # spacings that differ by less need no other look
+LEAST_FILL = 0.3  # share of a region's side: what fills less is looked at more closely
 FINER_THAN_SOURCE = 0.5  # of the source's finest spacing: closer there is nothing to see
 
 
@@ -62,6 +63,8 @@ class Zoom:
         """The spacing that would suit what was seen better, or None."""
         if seen.leaves:
             wanted = WIDER * spacing_mm
+        elif seen.longest_mm >= LEAST_FILL * self.size * spacing_mm:
+            return None
         elif not seen.places_mm:
             wanted = CLOSER * spacing_mm
         else:
