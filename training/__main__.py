@@ -53,5 +53,19 @@ def pictures(out: Annotated[Path, typer.Option(help="JPEG to write")]) -> None:
     save_page(out)
 
 
+@app.command()
+def failures(
+    evaluation: Annotated[Path, typer.Option(exists=True, help="JSON of `evaluate --phantoms`")],
+    out: Annotated[Path, typer.Option(help="JPEG to write")],
+    bundle: Annotated[Path, typer.Option(help="the bundle that was evaluated")] = Path("model_repository"),
+) -> None:
+    """The phantoms on which a bundle fails worst, with truth and answers outlined."""
+    import json
+
+    from training.evaluation.failures import save_failures
+
+    save_failures(out, bundle, json.loads(evaluation.read_text()))
+
+
 if __name__ == "__main__":
     app()

@@ -15,7 +15,7 @@ from training.recipe import INTENSITY
 COLUMNS, ROWS = 10, 3  # of each kind of scene
 SCALE = 2  # screen pixels per voxel
 SHOWN = (-2.5, 3.0)  # normalised intensity from black to white
-MEANT, SAME_ORGAN = (255, 60, 60), (255, 220, 0)
+MEANT, SAME_ORGAN, ANSWER = (255, 60, 60), (255, 220, 0), (0, 220, 255)
 
 
 def page(first_seed: int = 0) -> Image.Image:
@@ -28,14 +28,16 @@ def page(first_seed: int = 0) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
-def picture(phantom: Phantom) -> np.ndarray:
-    """(rows, columns, 3) uint8."""
+def picture(phantom: Phantom, answer: np.ndarray | None = None) -> np.ndarray:
+    """(rows, columns, 3) uint8. Args: answer: (D, H, W) bool, outlined over the truth."""
     image = normalise(phantom.image, np.ones_like(phantom.tumour), INTENSITY[phantom.modality])
     z = int(np.argmax(phantom.tumour.sum((1, 2))))
     grey = np.clip((image[z] - SHOWN[0]) / (SHOWN[1] - SHOWN[0]), 0, 1)
     colour = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
     for mask, outline in ((phantom.same_organ[z] & ~phantom.tumour[z], SAME_ORGAN), (phantom.tumour[z], MEANT)):
         colour[mask & ~ndimage.binary_erosion(mask)] = outline
+    if answer is not None:
+        colour[answer[z] & ~ndimage.binary_erosion(answer[z])] = ANSWER
     return colour.repeat(SCALE, 0).repeat(SCALE, 1)
 
 

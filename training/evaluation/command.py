@@ -19,7 +19,7 @@ from service.errors import SeriesRefused
 from service.inference.embedded import EmbeddedEngine
 from training.evaluation.cases import Case, read_case
 from training.evaluation.prompting import PROMPTS
-from training.evaluation.report import markdown, summarise
+from training.evaluation.report import figures, markdown, summarise
 from training.evaluation.scoreboard import Board, Plan, SliceModel, measure_all
 from training.layouts import CaseFiles, CaseUnusable, LayoutUnknown, find_cases
 
@@ -38,6 +38,9 @@ def evaluate(
     litemedsam: Annotated[bool, typer.Option(help="LiteMedSAM among the baselines (extra `litemedsam`)")] = False,
     only: Annotated[str, typer.Option(help="cases whose name has this in it")] = "",
     organ: Annotated[str | None, typer.Option(help="of cases that name none; text prompts need one")] = None,
+    record: Annotated[
+        str, typer.Option(help="write the means into the bundle's own quality, under this name of the cases")
+    ] = "",
     threads: int = 2,
     seed: Annotated[int, typer.Option(help="of random clicks and jittered boxes")] = 0,
 ) -> None:
@@ -62,6 +65,9 @@ def evaluate(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
+    if record:
+        quality = engine.bundle.quality | {record: figures(summary, len(board.volumes_ml))}
+        replace(engine.bundle, quality=quality).write(bundle)
     for name, reason in unusable.items():
         typer.echo(f"not measured: {name}: {reason}", err=True)
     typer.echo(f"{engine.bundle.identity}, {len(board.volumes_ml)} cases\n\n{markdown(summary)}")

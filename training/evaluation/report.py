@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -89,6 +90,21 @@ def summarise(rows: Sequence[Row], patients: Mapping[str, str]) -> Summary:
         text_found=_mean(texts, lambda row: float(row.scores is not None and row.scores.dice >= FOUND_DICE), patients),
         wrong_text_silent=_mean(wrong, lambda row: float(row.silent), patients),
     )
+
+
+def figures(summary: Summary, cases: int) -> dict[str, Any]:
+    """The means alone, for `bundle.json`: mean Dice by prompt, then by method, and what texts and clicks did."""
+    dice: dict[str, dict[str, float]] = {}
+    for line in summary.lines:
+        if line.group == EVERY_GROUP:
+            dice.setdefault(line.prompt, {})[line.method] = round(line.dice.mean, 3)
+    said = {
+        "text_found": summary.text_found and summary.text_found.mean,
+        "wrong_text_silent": summary.wrong_text_silent and summary.wrong_text_silent.mean,
+        "foreground_click_adds_dice": summary.foreground_clicks and summary.foreground_clicks.dice_change.mean,
+        "background_click_adds_dice": summary.background_clicks and summary.background_clicks.dice_change.mean,
+    }
+    return {"cases": cases, "mean_dice": dice} | {name: value for name, value in said.items() if value is not None}
 
 
 def markdown(summary: Summary) -> str:
