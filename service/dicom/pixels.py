@@ -20,6 +20,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 
@@ -32,7 +34,8 @@ MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
 _PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
 # pydicom's own RLE decoder: on a broken stream the compiled one panics with a BaseException that nothing may catch.
-_PLUGIN = {str(RLELossless): "pydicom"}
+# pyjpegls alone: where it refuses a broken JPEG-LS stream, GDCM would go on for seconds before it does too.
+_PLUGIN = {str(RLELossless): "pydicom", str(JPEGLSLossless): "pyjpegls", str(JPEGLSNearLossless): "pyjpegls"}
 DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, BufferError)
 
 
@@ -74,7 +77,7 @@ def read_voxels(header: Header) -> np.ndarray:
         raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
-    voxels = np.multiply(values, np.float32(header.slope), dtype=np.float32)
+    voxels: np.ndarray = np.multiply(values, np.float32(header.slope), dtype=np.float32)
     voxels += np.float32(header.intercept)
     if header.padding:
         padded = _padding(stored, header) | _padding(values, header)
