@@ -149,7 +149,7 @@ def _choices(headers: Sequence[Header], names: Sequence[str]) -> list[dict[str, 
         tuple((name, number) for name in names if (number := _number(dict(header.discriminators)[name])) is not None)
         for header in headers
     )
-    return [dict(values) | {"images": count} for values, count in sorted(counted.items()) if values]
+    return [{**dict(values), "images": count} for values, count in sorted(counted.items()) if values]
 
 
 def _number(text: str) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from service.domain.geometry import Geometry
 from service.domain.mask import Mask
 from service.domain.measurements import measure
 from tests.fakes.source import grid
@@ -107,3 +108,15 @@ def test_a_large_mask_is_measured_quickly():
     measured = measure(mask_of(voxels))
     assert time.thread_time() - started < 2
     assert measured.max_diameter_mm == pytest.approx(240, abs=1.5)
+
+
+def test_the_axes_of_a_sagittal_series_lie_in_the_axial_plane():
+    """Slices run along x (2 mm), rows down (1 mm, towards the feet), columns along y (1 mm). A bar of 2 slices, 5 rows
+    and 3 columns is 4 x 3 mm axially: from the middles of its outer faces, hypot(4, 2). In its own plane, 5 x 3 mm, it
+    would be hypot(5, 2)."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[2, 0, 0], [0, 0, 1], [0, -1, 0]], float)
+    geometry = Geometry((4, 9, 8), affine, "1.2")
+    voxels = np.zeros((4, 9, 8), bool)
+    voxels[1:3, 2:7, 3:6] = True
+    assert measure(Mask(voxels, geometry, 0.9)).long_axis_mm == pytest.approx(hypot(4, 2))
