@@ -175,7 +175,7 @@ class _Checker:
 
     def _check(self, part: Part) -> Arrival | Failed:
         try:
-            facts = read_facts(part.path)
+            facts = read_facts(part.path, known_series=self._series_json.__contains__)
         except NotDicom:
             part.path.unlink(missing_ok=True)
             return Failed(FailureReason.CANNOT_UNDERSTAND)
@@ -184,8 +184,10 @@ class _Checker:
             return Failed(FailureReason.STUDY_MISMATCH, facts.sop_class_uid, facts.sop_instance_uid)
         descriptor = os.open(part.path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # the store syncs again, by then for nothing
+            os.fsync(descriptor)  # side by side with the others; the store syncs again, by then almost for nothing
         finally:
             os.close(descriptor)
-        shared = self._series_json.setdefault(facts.series_instance_uid, facts.series_json)
+        if facts.series_json:
+            self._series_json[facts.series_instance_uid] = facts.series_json
+        shared = self._series_json[facts.series_instance_uid]
         return Arrival(part.path, replace(facts, series_json=shared), Origin("stow"))

@@ -8,6 +8,7 @@ one. Any storage SOP class is taken, in any transfer syntax: what cannot be segm
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from functools import cache
@@ -41,6 +42,7 @@ class Listener:
         _config.ENFORCE_UID_CONFORMANCE = False
         silence()
         self._settings, self._ledger, self._metrics = settings, ledger, metrics
+        self._directory, self._numbers = ledger.staging.directory(), itertools.count()
         self._ae = AE(ae_title=settings.dimse_ae_title)
         self._ae.maximum_pdu_size = MAX_PDU_BYTES
         self._ae.maximum_associations = settings.dimse_max_associations
@@ -66,6 +68,7 @@ class Listener:
 
     def close(self) -> None:
         self._ae.shutdown()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _store(self, event: evt.Event) -> int:
         status, outcome = self._keep(event)
@@ -77,12 +80,11 @@ class Listener:
         free_bytes = self._ledger.store.free_bytes()
         if free_bytes is not None and free_bytes < self._settings.min_free_bytes:
             return OUT_OF_RESOURCES, "refused"
-        directory = None
+        staged = self._directory / f"{next(self._numbers):09}"
         try:
-            directory = self._ledger.staging.directory()
-            staged = directory / "object"
+            self._directory.mkdir(exist_ok=True)  # stale staging is removed, and a quiet listener's looks stale
             staged.write_bytes(event.encoded_dataset())
-            facts = read_facts(staged)
+            facts = read_facts(staged, known_series=self._ledger.receiver.knows)
             if facts.sop_instance_uid != getattr(event.request, "AffectedSOPInstanceUID", None):
                 return MISMATCH, "refused"
             requestor = event.assoc.requestor
@@ -93,8 +95,7 @@ class Listener:
         except (StorageFull, LedgerUnavailable, OSError):
             return OUT_OF_RESOURCES, "refused"  # a sender tries again after A7xx
         finally:
-            if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+            staged.unlink(missing_ok=True)
         return SUCCESS, "duplicate" if receipt.duplicate else "stored"
 
     def _report(self, event: evt.Event) -> tuple[int, None]:

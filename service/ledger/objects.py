@@ -62,7 +62,8 @@ def open_store(url: str) -> ObjectStore:
 
 
 class FolderStore:
-    """A folder of this machine, or a shared one. Files are synced, then renamed into place, then the folder synced."""
+    """A folder of this machine, or a shared one. A file is renamed into place, then it and its folder are synced; until
+    then no row names it, so a half-written one is never read."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -75,8 +76,10 @@ class FolderStore:
                 target = self._root / key
                 if target.parent not in folders:
                     folders |= _made(target.parent, self._root)
-                _sync(source)
+                if target.exists():  # a row may name it already: it must never hold anything but whole bytes
+                    _sync(source)
                 _move(source, target)
+                _sync(target)  # after the rename: one journal commit then holds both
             for folder in folders:
                 _sync(folder)
         except OSError as error:

@@ -88,6 +88,7 @@ class Receiver:
     def __init__(self, database: Database, store: ObjectStore) -> None:
         self._database, self._store = database, store
         self._submitted: queue.SimpleQueue[tuple[list[Arrival], Future[list[Receipt]]] | None] = queue.SimpleQueue()
+        self._known: set[str] = set()  # 64 bytes a series: a year's worth is a few MiB
         self._thread = threading.Thread(target=self._serve, name="ledger-receiver", daemon=True)
         self._thread.start()
 
@@ -109,6 +110,10 @@ class Receiver:
             return future
         self._submitted.put((list(arrivals), future))
         return future
+
+    def knows(self, series_instance_uid: str) -> bool:
+        """Whether this process has entered an image of the series, so that its attributes are on file."""
+        return series_instance_uid in self._known
 
     def close(self) -> None:
         self._submitted.put(None)
@@ -138,6 +143,7 @@ class Receiver:
             for _, future in batch:
                 future.set_exception(error)
             return
+        self._known |= {receipt.facts.series_instance_uid for receipt in receipts}
         for arrivals, future in batch:
             future.set_result(receipts[: len(arrivals)])
             receipts = receipts[len(arrivals) :]
@@ -191,9 +197,9 @@ def _known(connection: Connection, uids: set[str]) -> dict[str, dict[str, _Known
 
 def _ensure_series(database: Database, connection: Connection, arrivals: Sequence[Arrival], now: float) -> None:
     """Rows for all series, locked in one order, so that two replicas never wait for each other in a ring."""
-    by_uid = {arrival.facts.series_instance_uid: arrival.facts for arrival in arrivals}
-    database.insert_new(connection, series, [_series_row(by_uid[uid], now) for uid in sorted(by_uid)])
-    uids = sorted(by_uid)
+    new = {arrival.facts.series_instance_uid: arrival.facts for arrival in arrivals if arrival.facts.series_json}
+    database.insert_new(connection, series, [_series_row(new[uid], now) for uid in sorted(new)])
+    uids = sorted({arrival.facts.series_instance_uid for arrival in arrivals})
     for start in range(0, len(uids), LOOKUP_CHUNK):
         wanted = series.c.series_instance_uid.in_(uids[start : start + LOOKUP_CHUNK])
         statement = select(series.c.series_instance_uid).where(wanted).order_by(series.c.series_instance_uid)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ def worker(settings_json: str) -> None:
     settings = read_settings(settings_json)
 
     async def run() -> None:
+        ledger, routing = ledger_of(settings), ReloadingRouting(settings.routing_file)
         log = (settings.data_dir / "work.log").open("a", buffering=1)
-        routing = ReloadingRouting(settings.routing_file)
-        await new_worker(settings, ledger_of(settings), routing, FakeEngine(TINY_BUNDLE), Metrics(), log).run()
+        await new_worker(settings, ledger, routing, FakeEngine(TINY_BUNDLE), Metrics(), log).run()
 
     asyncio.run(run())
 
@@ -83,13 +84,13 @@ def main() -> None:
         if child:
             print(child, flush=True)
             continue
-        try:
-            os.close(0)
-            {"gateway": gateway, "worker": worker}[order["kind"]](settings_json)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-        finally:
-            os._exit(1)
+        os.close(0)
+        while True:  # as a supervisor does: one that cannot start, for want of its database, is started again
+            try:
+                {"gateway": gateway, "worker": worker}[order["kind"]](settings_json)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+            time.sleep(0.3)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from service.delivery import deliver as deliver_module
 from service.ledger import circuits as circuits_module
 from service.ledger import jobs as jobs_module
 from service.ledger.report import reconcile
+from tests.fakes.engine import TINY_BUNDLE, FakeEngine
 from tests.pacs.fake_pacs import FakePacs, fake_pacs
 from tests.pacs.live import LiveGateway, live_gateway
 from tests.pacs.stow import store
@@ -214,3 +215,23 @@ def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs):
         assert len(pacs.held) == 1
         assert reconcile(gateway.ledger.database).by_fate == {("delivered", ""): 8, ("refused", "annotation"): 1}
         assert one_job(gateway, "series")["found"] is True
+
+
+@pytest.mark.slow
+def test_a_hundred_studies_at_once_drain_without_a_failure(tmp_path, pacs):
+    series = [
+        write_ct_series(tmp_path / str(number), shape_zyx=(6, 24, 24), study=f"study {number}") for number in range(100)
+    ]
+    with live_gateway(
+        tmp_path / "data", FakeEngine(TINY_BUNDLE), routing_file=write_routing(tmp_path, pacs)
+    ) as gateway:
+        answer = store(gateway.client, [path for sent in series for path in sent.paths])
+        assert (answer.status_code, len(answer.json()["00081199"]["Value"])) == (200, 600)
+        gateway.wait_for("the last delivery", lambda: len(pacs.held) == 100 and gateway.all_done(), 900)
+        jobs = gateway.ledger.jobs.listed(limit=1000)
+        assert {job.kind: sum(other.kind == job.kind for other in jobs) for job in jobs} == {
+            "series": 100,
+            "delivery": 100,
+        }
+        assert {(job.state, job.attempts) for job in jobs} == {("done", 1)}
+        assert reconcile(gateway.ledger.database).by_fate == {("delivered", ""): 600}

@@ -111,7 +111,7 @@ def test_a_truncated_body_is_400_and_leaves_nothing(gateway, tmp_path):
         )
         assert (answer.status_code, slug(answer)) == (400, "malformed-request")
     assert gateway.ledger.series.of_study(sent.study_instance_uid) == []
-    assert list(gateway.ledger.staging.root.iterdir()) == []
+    assert [path for path in gateway.ledger.staging.root.rglob("*") if path.is_file()] == []
 
 
 MALFORMED = {
