@@ -5,7 +5,7 @@ Importing this module builds nothing. `uvicorn service.app:app_from_environment 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TextIO
@@ -21,6 +21,7 @@ from service.api.gateway import Gateway
 from service.api.openapi import complete_openapi
 from service.api.problems import install_problem_handlers
 from service.api.readiness import Readiness
+from service.bundles import check_distinct, settings_of_others
 from service.errors import ModelNotReady
 from service.inference.engine import Engine
 from service.preview import RESEARCH_USE
@@ -35,26 +36,34 @@ def app_from_environment() -> FastAPI:
     return create_app(Settings())
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: TextIO | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    others: Sequence[Engine] = (),
+    log_stream: TextIO | None = None,
+) -> FastAPI:
     """The gateway as an ASGI app.
 
-    Args: engine: one that is open already and stays open, instead of the one that the settings name. log_stream: where
-    the request lines go, standard output by default.
+    Args: engine: one that is open already and stays open, instead of the one that the settings name; others: of
+    further bundles, beside it. log_stream: where the request lines go, standard output by default.
     """
     metrics, log = Metrics(), RequestLog(log_stream)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         silence_foreign_libraries(metrics.silenced.inc)
-        opened = await to_thread.run_sync(open_engine, settings) if engine is None else engine
+        engines = await to_thread.run_sync(open_engines, settings) if engine is None else (engine, *others)
+        opened, *further = engines
         admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
         )
-        app.state.gateway = Gateway(settings, opened, admission, readiness, metrics, log)
+        app.state.gateway = Gateway(settings, opened, admission, readiness, metrics, log, tuple(further))
         yield
         if engine is None:
-            await opened.close()
+            for each in engines:
+                await each.close()
 
     app = FastAPI(
         title="TAGS",
@@ -69,6 +78,13 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
     complete_openapi(app)
     app.add_middleware(RequestBoundary, log=log, metrics=metrics)
     return app
+
+
+def open_engines(settings: Settings) -> tuple[Engine, ...]:
+    """The engine of TAGS_BUNDLE_DIR, then those of TAGS_MORE_BUNDLES. Raises: ModelNotReady, as `open_engine`."""
+    engines = tuple(open_engine(each) for each in (settings, *settings_of_others(settings)))
+    check_distinct(engines)
+    return engines
 
 
 def open_engine(settings: Settings) -> Engine:

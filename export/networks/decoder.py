@@ -49,9 +49,7 @@ class DetailPyramid(nn.Module):
         super().__init__()
         widths = [channels * factor for factor in PYRAMID_FACTORS]
         self.stem = nn.Conv3d(inputs, channels, 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv3d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)
-        )
+        self.down = nn.ModuleList(nn.Conv3d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
         self.encode = nn.ModuleList(ResidualBlock(width) for width in widths)
         self.text = nn.Linear(text_width, widths[-1])
         self.up = nn.ModuleList(nn.Conv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))

@@ -131,9 +131,7 @@ class SamEncoder(nn.Module):
         self.alignment_adapters = nn.ModuleList(AlignmentAdapter(sizes.width) for _ in range(FEATURE_LEVELS))
         self.neck_3d = nn.ModuleList(Neck3d(sizes.width, sizes.neck) for _ in range(FEATURE_LEVELS))
         # Heads of the levels that no prompt changes: their answers are smaller than their levels, and cached with them
-        self.mlahead = nn.ModuleList(
-            AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS - 1)
-        )
+        self.mlahead = nn.ModuleList(AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS - 1))
         self.feature_dtype = getattr(torch, sizes.feature_dtype)
 
     def forward(self, image: Tensor, organ_mask: Tensor) -> tuple[Tensor, ...]:

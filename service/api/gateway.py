@@ -26,6 +26,12 @@ class Gateway:
     readiness: Readiness
     metrics: Metrics
     log: RequestLog
+    others: tuple[Engine, ...] = ()  # of further bundles
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The default one first."""
+        return (self.engine, *self.others)
 
 
 async def _gateway(request: Request) -> Gateway:

@@ -21,10 +21,12 @@ from service.api.negotiation import choose_format
 from service.api.openapi import SEGMENT_BODY, SEGMENT_RESPONSES
 from service.api.problems import record_of
 from service.api.uploads import Upload, received
+from service.bundles import choose
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.series import Series
 from service.domain.prompts import Prompts
 from service.errors import ModelTimeout
+from service.inference.engine import Engine
 from service.mask_file import read_mask
 from service.prompt_document import PromptDocument, read_prompt_document, resolve
 from service.results import Result, format_named, render
@@ -48,6 +50,9 @@ async def post_segment(
     request: Request,
     gateway: SharedGateway,
     format: Annotated[str | None, Query(description="seg (default), nifti, json, png or bundle")] = None,
+    bundle: Annotated[
+        str | None, Query(description="name and version of a loaded bundle; the default one else")
+    ] = None,
 ) -> Response:
     """Research use only. Not for diagnosis or treatment.
 
@@ -57,34 +62,34 @@ async def post_segment(
     accept = request.headers.get("accept")
     if format:
         format_named(format)  # a bad query is refused before the body is read
+    choose(gateway.engines, bundle)
     try:
         async with gateway.admission.place(), received(request, settings, stages) as upload:
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
             document = read_prompt_document(upload.fields.get("prompts"))
+            engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
             with anyio.move_on_after(settings.request_timeout_s):
-                result = await while_connected(request, _segment(gateway, upload, document, record, stages))
-                return _answer(result, gateway, stages)
+                result = await while_connected(request, _segment(gateway, engine, upload, document, record, stages))
+                return _answer(result, engine, stages)
             raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
     finally:
         record.stages_ms = {name: round(1000 * seconds, 1) for name, seconds in stages.seconds.items()}
 
 
 async def _segment(
-    gateway: Gateway, upload: Upload, document: PromptDocument, record: RequestRecord, stages: Stages
+    gateway: Gateway, engine: Engine, upload: Upload, document: PromptDocument, record: RequestRecord, stages: Stages
 ) -> Result:
     """The way from files to a result, in its turn."""
     async with gateway.admission.turn():
         with stages("headers"):
             series = await to_thread.run_sync(_read_series, upload, gateway.settings)
-        _note_series(record, gateway, series)
+        _note_series(record, gateway, engine, series)
         prompts = await to_thread.run_sync(_resolve, document, series, upload)
         _note_prompts(record, prompts)
-        mask = await segment(series, prompts, gateway.engine, stages)
+        mask = await segment(series, prompts, engine, stages)
         record.found = bool(mask.voxels.any())
-        return await to_thread.run_sync(
-            render, record.format, series, mask, prompts, gateway.engine.bundle, stages
-        )  # fmt: skip
+        return await to_thread.run_sync(render, record.format, series, mask, prompts, engine.bundle, stages)
 
 
 def _read_series(upload: Upload, settings: Settings) -> Series:
@@ -99,18 +104,18 @@ def _resolve(document: PromptDocument, series: Series, upload: Upload) -> Prompt
     return resolve(document, series, organ_mask=organ_mask, mask=mask)
 
 
-def _answer(result: Result, gateway: Gateway, stages: Stages) -> Response:
+def _answer(result: Result, engine: Engine, stages: Stages) -> Response:
     headers = {
         "Content-Disposition": f'attachment; filename="{result.file_name}"',
         "Server-Timing": stages.server_timing(),
-        "TAGS-Bundle": gateway.engine.bundle.identity,
+        "TAGS-Bundle": engine.bundle.identity,
         "Cache-Control": "no-store",
     }
     return Response(result.body, media_type=result.media_type, headers=headers)
 
 
-def _note_series(record: RequestRecord, gateway: Gateway, series: Series) -> None:
-    record.bundle, record.engine = gateway.engine.bundle.identity, gateway.settings.engine
+def _note_series(record: RequestRecord, gateway: Gateway, engine: Engine, series: Series) -> None:
+    record.bundle, record.engine = engine.bundle.identity, gateway.settings.engine
     record.series = gateway.log.series_hash(series.series_instance_uid)
     record.modality = series.modality
     record.shape_zyx = series.geometry.shape_zyx

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,12 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def running(engine: Engine, temporary_dir: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def running(
+    engine: Engine, temporary_dir: Path, *, others: Sequence[Engine] = (), **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """The started app. `raise_app_exceptions` is on: an error that escapes the app fails the test."""
     log = io.StringIO()
-    app = create_app(Settings(temporary_dir=temporary_dir, **settings), engine=engine, log_stream=log)
+    app = create_app(Settings(temporary_dir=temporary_dir, **settings), engine=engine, others=others, log_stream=log)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

@@ -194,9 +194,7 @@ def plain_decoder(levels: list[Tensor], image: Tensor, weights: Weights) -> Tens
     return x[0].permute(0, 3, 1, 2)
 
 
-def plain_logits(
-    checkpoint: dict[str, Any], sizes: Sizes, image: Tensor, organ_mask: Tensor, clicks: Tensor
-) -> Tensor:
+def plain_logits(checkpoint: dict[str, Any], sizes: Sizes, image: Tensor, organ_mask: Tensor, clicks: Tensor) -> Tensor:
     """Foreground minus background, (D, H, W). Args: image, organ_mask: (D, H, W). clicks: (N, 3) voxels, z y x."""
     levels = plain_encoder(torch.stack([image, image, organ_mask]), checkpoint["encoder_dict"], sizes)
     levels[3] = plain_prompts(levels[3], clicks, checkpoint["feature_dict"][3], sizes)
