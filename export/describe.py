@@ -1,7 +1,7 @@
 """`python -m export describe`: parameters, operations and memory of each network, worked out from the graph itself.
 
-Operations are counted in the ONNX graph, a multiplication and an addition as two, for convolutions and matrix products:
-the rest is a few per cent. Memory is that of weights and of the largest moment of a run that frees what nobody will read
+Operations are counted in the ONNX graph, a multiplication and an addition as two, for convolutions and products of
+matrices: the rest is a few per cent. Memory is that of weights and of the largest moment of a run that frees what nobody will read
 again, in the precision of `precision`; a real engine needs somewhat more (workspace) or less (fused operators).
 """
 

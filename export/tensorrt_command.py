@@ -130,14 +130,10 @@ def keep(
     (folder / PLAN_FILE).write_bytes(built.plan)
     digest = bundle.files[onnx_file(network)]
     try:
-        facts = facts_of(
-            tensorrt, built.plan, options, network=network, bundle=bundle.identity, onnx_sha256=digest, seconds=built.seconds
-        )  # fmt: skip
+        facts = facts_of(tensorrt, built, options, network=network, bundle=bundle.identity, onnx_sha256=digest)
         facts.write(folder)
         runner, batches = PlanRunner(tensorrt, built.plan, spec), tuple(sorted({1, options.most_batch}))
-        found = compare_plan(
-            runner, spec, bundle.onnx_path(network), precision=options.precision, batches=batches
-        )  # fmt: skip
+        found = compare_plan(runner, spec, bundle.onnx_path(network), precision=options.precision, batches=batches)
     except BaseException:
         delete_plan(folder)
         raise

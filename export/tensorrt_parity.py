@@ -1,4 +1,4 @@
-"""A plan against ONNX Runtime on seeded inputs: a tolerance for each output, and Dice of the masks. A miss deletes it."""
+"""A plan against ONNX Runtime on seeded inputs: a tolerance for each output and Dice of the masks. A miss deletes it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def compare_plan(
     return tuple(found)
 
 
-def differences(expected: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray], precision: Precision) -> list:
+def differences(
+    expected: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray], precision: Precision
+) -> list[PlanDifference]:
     """Raises: PlanParityBroken."""
     found = []
     for name, reference in expected.items():

@@ -1,7 +1,7 @@
 """What stands beside a plan, and whether a server may load it.
 
-A plan is machine code for one kind of GPU and one TensorRT. `model.plan.json` beside it says which, for which weights and
-batches; a plan without it, or that does not match the server, is refused before Triton sees it.
+A plan is machine code for one kind of GPU and one TensorRT. `model.plan.json` beside it says which, for which weights
+and batches; a plan without it, or that does not match the server, is refused before Triton sees it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from export.tensorrt_build import BuildOptions, PlanRefused
+from export.tensorrt_build import BuildOptions, BuiltPlan, PlanRefused
 
 PLAN_FILE = "model.plan"
 FACTS_FILE = "model.plan.json"
@@ -93,21 +93,21 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def facts_of(
-    library: ModuleType, plan: bytes, options: BuildOptions, *, network: str, bundle: str, onnx_sha256: str, seconds: float
-) -> PlanFacts:  # fmt: skip
+    library: ModuleType, built: BuiltPlan, options: BuildOptions, *, network: str, bundle: str, onnx_sha256: str
+) -> PlanFacts:
     """Of a plan that was built just now on this machine's GPU."""
     gpu = this_gpu()
     return PlanFacts(
         network=network,
         bundle=bundle,
         onnx_sha256=onnx_sha256,
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
         tensorrt=library.__version__,
         precision=options.precision.value,
         batches=(1, options.usual_batch, options.most_batch),
         workspace_bytes=options.workspace_bytes,
         version_compatible=options.version_compatible,
-        build_s=round(seconds, 1),
+        build_s=round(built.seconds, 1),
         **gpu,
     )
 

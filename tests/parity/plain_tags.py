@@ -32,7 +32,7 @@ def layer_norm(x: Tensor, weights: Weights, name: str, eps: float) -> Tensor:
 
 
 def plain_stem(volume: Tensor, weights: Weights, tokens: int) -> Tensor:
-    """(3, D, H, W) to tokens (H, W, D, E): x4 trilinear (16 tokens / ROI), SAM's patches on each slice, 16 slices to one."""
+    """(3, D, H, W) to tokens (H, W, D, E): upsampled 16 tokens / ROI times, SAM's patches, 16 slices to one."""
     upsampling = 16 * tokens // volume.shape[-1]
     fine = functional.interpolate(volume[None], scale_factor=upsampling, mode="trilinear", align_corners=False)[0]
     slices = fine.transpose(0, 1)  # (fine D, 3, fine H, fine W)

@@ -67,14 +67,14 @@ def test_an_operator_that_the_parser_does_not_know_is_named(rtx, graphs):
     specs, files = graphs
     model = onnx.load(files[NETWORKS[1]])
     next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "NoSuchOperator"
-    with pytest.raises(PlanRefused, match="clip_text_embedder: the parser stopped at .*NoSuchOperator"):
+    with pytest.raises(PlanRefused, match=r"clip_text_embedder: the parser stopped at .*NoSuchOperator"):
         build_plan(rtx, model, specs[NETWORKS[1]], BuildOptions(), ahead_of_time=TARGET)
 
 
 def test_a_graph_of_another_size_is_refused_before_it_is_compiled(rtx, graphs):
     specs, files = graphs
     other = replace(specs[FUSION_DECODER], outputs=specs[FUSION_DECODER].outputs[:1])
-    with pytest.raises(PlanRefused, match="the contract does not have .*semantic_map"):
+    with pytest.raises(PlanRefused, match=r"the contract does not have .*semantic_map"):
         build_plan(rtx, onnx.load(files[FUSION_DECODER]), other, BuildOptions(), ahead_of_time=TARGET)
 
 

@@ -84,7 +84,7 @@ def test_a_close_answer_passes_with_its_figures():
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [(LOGITS * 1.1, "differs"), (LOGITS - 0.15, "Dice 0.99"), (np.where(LOGITS > 8.9, np.nan, LOGITS), "by nan of its")],
+    [(LOGITS * 1.1, "differs"), (LOGITS - 0.15, "Dice 0.99"), (np.where(LOGITS > 8.9, np.nan, LOGITS), "by nan of")],
     ids=["values", "mask", "NaN"],
 )  # fmt: skip
 def test_an_answer_too_far_away_is_refused_by_value_by_mask_and_for_nan(answer, words):
@@ -107,7 +107,8 @@ def test_a_plan_that_failed_is_gone_with_its_facts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [{"most_batch": 5}, {"usual_batch": 3, "most_batch": 2}, {"workspace_bytes": 1}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("wrong", [{"most_batch": 5}, {"usual_batch": 3, "most_batch": 2}, {"workspace_bytes": 1}],
+    ids=str)  # fmt: skip
 def test_options_that_cannot_work_are_refused(wrong):
     with pytest.raises(ValueError, match=r"batches|workspace"):
         BuildOptions(**wrong)

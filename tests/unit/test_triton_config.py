@@ -177,5 +177,5 @@ def test_the_ensemble_of_plans_is_the_same_ensemble_with_a_limit_in_flight():
 
 @pytest.mark.parametrize("wrong", [{"most_batch": MAX_BATCH + 1}, {"instances": 0}, {"in_flight": 0}], ids=str)
 def test_serving_that_cannot_work_is_refused(wrong):
-    with pytest.raises(ValueError, match="at least 1|largest batch"):
+    with pytest.raises(ValueError, match=r"at least 1|largest batch"):
         Serving(**wrong)
