@@ -1,8 +1,8 @@
 """`python -m export describe`: parameters, operations and memory of each network, worked out from the graph itself.
 
 Operations are counted in the ONNX graph, a multiplication and an addition as two, for convolutions and products of
-matrices: the rest is a few per cent. Memory is that of weights and of the largest moment of a run that frees what nobody will read
-again, in the precision of `precision`; a real engine needs somewhat more (workspace) or less (fused operators).
+matrices: the rest is a few per cent. Memory is that of weights and of the largest moment of a run that frees what
+nobody will read again, at the stated precision; a real engine needs more (workspace) or less (fused operators).
 """
 
 from __future__ import annotations

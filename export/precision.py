@@ -45,7 +45,7 @@ def with_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelPr
 
 
 class Lowering:
-    """One pass over the nodes in order. Of each float tensor it knows in which type it was made, and casts on demand."""
+    """One pass over the nodes in order. Of each float tensor it knows in which type it was made; it casts on demand."""
 
     def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
         self.model, self.graph = model, model.graph

@@ -1,4 +1,4 @@
-"""A plan against ONNX Runtime on seeded inputs: a tolerance for each output and Dice of the masks. A miss deletes it."""
+"""A plan against ONNX Runtime on seeded inputs: a tolerance per output and Dice of the masks. A miss deletes it."""
 
 from __future__ import annotations
 
