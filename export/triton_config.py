@@ -1,9 +1,9 @@
 """`config.pbtxt` of the three networks and of the ensemble `tags`, generated from the contract.
 
 A network is a Python-backend model on the CPU (`triton_model.py`) or a TensorRT plan on a GPU; the ensemble chains
-them by tensor name. Shapes exclude the batch axis, as Triton wants where `max_batch_size` is above 0. What the generated text
-says is what the gateway's Triton engine relies on, so everything is checked when the value is made, not when the server
-starts.
+them by tensor name. Shapes exclude the batch axis, as Triton wants where `max_batch_size` is above 0. What the text
+says is what the gateway's Triton engine relies on, so everything is checked when the value is made, not when the
+server starts.
 """
 
 from __future__ import annotations

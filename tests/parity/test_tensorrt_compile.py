@@ -107,7 +107,9 @@ def test_half_precision_keeps_the_answer_within_the_plans_tolerances(graphs, net
     but the same loss at every border of a product."""
     specs, files = graphs
     if specs[SAM_ENCODER].inputs[0].shape[-1] > 64:
-        pytest.skip("one run of the paper's size takes minutes on a CPU; its export is compared in test_vit_b_export")
+        pytest.skip(
+            "one run of the paper's size takes minutes on a CPU; `python -m export` compares it at reduced depth"
+        )
     feeds = example_inputs(specs[network], batch=1, seed=4)
     lowered = with_precision(onnx.load(files[network]), Precision.FP16).SerializeToString()
     answers = []

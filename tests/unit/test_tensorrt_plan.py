@@ -18,6 +18,7 @@ from contract.bundle import Bundle, onnx_file  # noqa: E402
 from contract.tensors import ENSEMBLE, NETWORKS  # noqa: E402
 from export.precision import Precision  # noqa: E402
 from export.tensorrt_build import BuildOptions, PlanRefused  # noqa: E402
+from export.tensorrt_command import library, read_graph  # noqa: E402
 from export.tensorrt_parity import PlanParityBroken, delete_plan, differences  # noqa: E402
 from export.tensorrt_plan import FACTS_FILE, PLAN_FILE, PlanFacts, Server, check_plan, read_facts  # noqa: E402
 from export.tensorrt_repository import write_plan_repository  # noqa: E402
@@ -146,6 +147,21 @@ def test_plans_that_fit_become_a_repository_of_the_same_ensemble(tmp_path, bundl
     for network in NETWORKS:
         text = (out / network / "config.pbtxt").read_text()
         assert text_format.Parse(text, model_config_pb2.ModelConfig()).platform == "tensorrt_plan"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x0a\x3a\xff\xff"], ids=["empty", "text", "cut off"])
+def test_a_damaged_onnx_file_is_refused_in_one_line(bundle, content):
+    path = bundle.onnx_path(NETWORKS[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(PlanRefused, match=r"sam_encoder: .*model\.onnx is damaged or another network") as refusal:
+        read_graph(bundle, NETWORKS[0])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_library_is_said_in_one_line():
+    with pytest.raises(PlanRefused, match="no_such_library is not installed here; `pip install it`"):
+        library("no_such_library", "it")
 
 
 def test_one_plan_that_does_not_fit_leaves_no_repository(tmp_path, bundle, folders):
