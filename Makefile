@@ -62,5 +62,5 @@ $(TEST): pyproject.toml scripts/environment
 	@touch $(GATEWAY) $@
 
 $(EXPORT): pyproject.toml scripts/environment
-	scripts/environment .venv-export '.[export,training,test]'
+	scripts/environment .venv-export '.[export,proof,training,test]'
 	@touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,6 @@ VIT_B = Sizes(
     neck=256, aggregation=128, pyramid=32, queries=10, prompt_heads=8, prompt_mlp=2048,
     text_width=768, text_depth=12, text_heads=12, feature_dtype="float16",
 )  # fmt: skip
-CONFIGURATIONS = {sizes.name: sizes for sizes in (SMALL, VIT_B)}
+# With the text tower of CLIP B/32 or B/16 instead of L/14: half the memory, a projection to 768 that must be trained.
+VIT_B_CLIP_B = replace(VIT_B, name="vit_b_clip_b", text_width=512, text_heads=8)
+CONFIGURATIONS = {sizes.name: sizes for sizes in (SMALL, VIT_B, VIT_B_CLIP_B)}

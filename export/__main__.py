@@ -1,8 +1,13 @@
-"""`python -m export --config small --checkpoint FILE --out model_repository/`: a checkpoint to a served bundle."""
+"""`python -m export --config small --checkpoint FILE --out model_repository/`: a checkpoint to a served bundle.
+
+That is short for `python -m export bundle ...`; `tensorrt` makes plans of a bundle, `describe` says what it costs.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +17,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from contract.sizes import CONFIGURATIONS
-from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, untrained
+from export import describe, tensorrt_command
+from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, read_meta, untrained
 from export.interface import InterfaceBroken
+from export.networks.build import build_tags
 from export.parity import ParityBroken
+from export.pretrained import PretrainedInvalid, load_clip_text, load_tags
 from export.repository import Export, write_repository
 from export.triton_config import THREADS
 
@@ -29,13 +37,19 @@ def main(
         bool, typer.Option("--untrained", help="Instead of a checkpoint: random weights, for tests of servers.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    tags: Annotated[Path | None, typer.Option(help="Instead: a TAGS or 3DSAM-adapter checkpoint.", exists=True)] = None,
+    clip_text: Annotated[Path | None, typer.Option(help="Beside --tags: CLIP's text weights.", exists=True)] = None,
+    meta: Annotated[Path | None, typer.Option(help="Beside --tags: JSON of what the bundle says.", exists=True)] = None,
     name: Annotated[str, typer.Option(help="The bundle's name.")] = "small",
     bundle_version: Annotated[str, typer.Option(help="The bundle's version.")] = "0.1.0",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each Triton model.")] = THREADS,
 ) -> None:
     """Write the three ONNX files, their Triton models, the ensemble and bundle.json, checked against torch."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
-    source = read_source(config, checkpoint, seed if random_weights else None)
+    if tags is not None:
+        source = read_upstream(config, tags, clip_text, meta)
+    else:
+        source = read_source(config, checkpoint, seed if random_weights else None)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
         with Progress(*columns, console=console, transient=True) as progress:
@@ -58,13 +72,26 @@ def read_source(config: str, checkpoint: Path | None, seed: int | None) -> Check
     if config not in CONFIGURATIONS:
         raise typer.BadParameter(f"--config must be one of {', '.join(CONFIGURATIONS)}")
     if (checkpoint is None) == (seed is None):
-        raise typer.BadParameter("give either --checkpoint FILE or --untrained")
+        raise typer.BadParameter("give one of --checkpoint FILE, --tags FILE and --untrained")
     sizes = CONFIGURATIONS[config]
     if checkpoint is None:
         return untrained(sizes, seed)
     try:
         return load_checkpoint(checkpoint, sizes)
     except CheckpointInvalid as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def read_upstream(config: str, tags: Path, clip_text: Path | None, meta: Path | None) -> Checkpoint:
+    """What the files hold, and on the console what became of their keys."""
+    if config not in CONFIGURATIONS or clip_text is None or meta is None:
+        raise typer.BadParameter("--tags needs --config, --clip-text FILE and --meta FILE")
+    model = build_tags(CONFIGURATIONS[config])
+    try:
+        for load, path in ((load_tags, tags), (load_clip_text, clip_text)):
+            console.print(f"{path.name}: {load(model, path)}")
+        return Checkpoint(model.eval(), read_meta(json.loads(meta.read_text())), trained=True)
+    except (PretrainedInvalid, KeyError, TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 
 
@@ -85,5 +112,18 @@ def print_summary(source: Checkpoint, export: Export) -> None:
     console.print(f"{bundle.identity}, {state}, in {bundle.directory}\n{bundle.intended_use}")
 
 
+def command_line() -> typer.Typer:
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+    app.command("bundle")(main)
+    app.command("tensorrt")(tensorrt_command.main)
+    app.command("describe")(describe.main)
+    return app
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Options alone are meant for `bundle`."""
+    return ["bundle", *given] if given and given[0].startswith("--") and given[0] != "--help" else given
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    command_line()(arguments(sys.argv[1:]))

@@ -1,7 +1,7 @@
-"""An ONNX graph in float32 to the same graph with its heavy products in float16 or bfloat16, for strongly typed engines.
+"""An ONNX graph in float32 to one with its heavy products in float16 or bfloat16, for strongly typed engines.
 
-TensorRT takes the types that the graph states, so the graph has to state them. Half precision: convolutions and products
-with weights, and the two products of an attention; with them whatever only moves, joins or rectifies their results.
+TensorRT takes the types that the graph states, so the graph has to state them. Half precision: convolutions and
+products with weights, the two products of an attention, and whatever only moves, joins or rectifies their results.
 Float32 stays everything else: norms, softmax, residual sums, similarities, click sampling, prompt maps, resizing, and
 the last weighted layer before a logit or a text feature. Inputs and outputs keep the contract's types.
 """
@@ -9,7 +9,7 @@ the last weighted layer before a logit or a text feature. Inputs and outputs kee
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ DATA_INPUTS = {"Concat": None}  # of the moving ones, all inputs carry data; of 
 FULL_OUTPUTS = frozenset({"mask_logits", "semantic_map", "text_features"})
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Of the heavy products."""
 
     FP32 = "fp32"
@@ -31,7 +31,10 @@ class Precision(str, Enum):
     BF16 = "bf16"
 
 
-TYPES = {Precision.FP16: (TensorProto.FLOAT16, np.float16), Precision.BF16: (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
+TYPES = {
+    Precision.FP16: (TensorProto.FLOAT16, np.float16),
+    Precision.BF16: (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+}
 
 
 def with_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
@@ -42,7 +45,7 @@ def with_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelPr
 
 
 class Lowering:
-    """One pass over the nodes in order. Of each float tensor it knows in which type it was made, and casts on demand."""
+    """One pass over the nodes in order. Of each float tensor it knows in which type it was made; it casts on demand."""
 
     def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
         self.model, self.graph = model, model.graph

@@ -67,7 +67,9 @@ class LoadReport:
     missing: frozenset[str]  # parameters of the model's networks that the file says nothing of
 
     def __str__(self) -> str:
-        return f"{len(self.consumed)} keys consumed, {len(self.ignored)} ignored, {len(self.missing)} parameters missing"
+        return (
+            f"{len(self.consumed)} keys consumed, {len(self.ignored)} ignored, {len(self.missing)} parameters missing"
+        )
 
 
 def load_sam(model: Tags, path: Path) -> LoadReport:
@@ -187,7 +189,9 @@ def sorted_out(
             raise PretrainedInvalid(f"not a file of {kind}: {key} is missing")
         if tuple(value.shape) not in shapes:
             expected = " or ".join(map(str, shapes))
-            raise PretrainedInvalid(f"another size of {kind}: {key} is {tuple(value.shape)}, the model needs {expected}")
+            raise PretrainedInvalid(
+                f"another size of {kind}: {key} is {tuple(value.shape)}, the model needs {expected}"
+            )
         if not value.isfinite().all():
             raise PretrainedInvalid(f"damaged file of {kind}: {key} holds values that are not finite")
     rest = frozenset(document) - frozenset(wanted)

@@ -83,7 +83,7 @@ def write_networks(
 def compare_shallow(
     model: Tags, specs: dict[str, NetworkSpec], scratch: Path, report: Report
 ) -> dict[str, tuple[Difference, ...]]:
-    """Parity of the same graphs with fewer blocks, no weight zero, one region. Raises: InterfaceBroken, ParityBroken."""
+    """Parity of the same graphs with fewer blocks, no weight zero, one region. Raises: as `write_networks`."""
     reduced = shallow(model)
     randomise_zeros(reduced, SEED)
     differences = {}

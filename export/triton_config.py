@@ -1,8 +1,9 @@
 """`config.pbtxt` of the three networks and of the ensemble `tags`, generated from the contract.
 
-A network is a Python-backend model on the CPU (`triton_model.py`); the ensemble chains them by tensor name. Shapes
-exclude the batch axis, as Triton wants where `max_batch_size` is above 0. What the generated text says is what the
-gateway's Triton engine relies on, so everything is checked when the value is made, not when the server starts.
+A network is a Python-backend model on the CPU (`triton_model.py`) or a TensorRT plan on a GPU; the ensemble chains
+them by tensor name. Shapes exclude the batch axis, as Triton wants where `max_batch_size` is above 0. What the text
+says is what the gateway's Triton engine relies on, so everything is checked when the value is made, not when the
+server starts.
 """
 
 from __future__ import annotations
@@ -38,12 +39,7 @@ class Queue:
         return {
             "preferred_batch_size": self.preferred_batches,
             "max_queue_delay_microseconds": self.max_delay_us,
-            "default_queue_policy": {
-                "timeout_action": Symbol("REJECT"),
-                "default_timeout_microseconds": self.timeout_us,
-                "allow_timeout_override": True,
-                "max_queue_size": self.max_waiting,
-            },
+            "default_queue_policy": policy(self.max_waiting, self.timeout_us),
         }
 
 
@@ -75,25 +71,96 @@ class NetworkModel:
                 "output": [tensor_message(tensor) for tensor in self.spec.outputs],
                 "instance_group": [{"count": 1, "kind": Symbol("KIND_CPU")}],
                 "dynamic_batching": self.queue.message(),
-                "model_warmup": [self.warmup()],
+                "model_warmup": [warmup(self.spec, batch=1)],
                 "parameters": parameters(threads=str(self.threads), bundle=self.bundle, onnx_sha256=self.onnx_sha256),
             }
         )
 
-    def warmup(self) -> Mapping[str, Value]:
-        """One run on zeros before the model counts as ready: the first caller pays for no allocation."""
-        inputs = [
+
+@dataclass(frozen=True)
+class Serving:
+    """How plans share a GPU. A click that someone waits for (priority 1) goes before a batch job (2, the default)."""
+
+    most_batch: int = MAX_BATCH  # of the plans' profiles
+    instances: int = 1  # of each network; a second one overlaps copies with work, and takes its memory again
+    in_flight: int = 8  # regions inside the ensemble at once: each holds its features, 154 MB for `vit_b`
+    urgent_waiting: int = 16
+    batch_waiting: int = 64
+    urgent_timeout_us: int = 10_000_000
+    batch_timeout_us: int = 120_000_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most_batch <= MAX_BATCH:
+            raise ValueError(f"the largest batch must lie in 1..{MAX_BATCH}")
+        if min(self.instances, self.in_flight, self.urgent_waiting, self.batch_waiting) < 1:
+            raise ValueError("instances, regions in flight and queues must be at least 1")
+
+    def batching(self) -> Mapping[str, Value]:
+        """Two priorities, each with a bounded queue of its own."""
+        batch, urgent = (
+            policy(self.batch_waiting, self.batch_timeout_us),
+            policy(self.urgent_waiting, self.urgent_timeout_us),
+        )
+        return {
+            "max_queue_delay_microseconds": Queue.max_delay_us,
+            "priority_levels": 2,
+            "default_priority_level": 2,
+            "default_queue_policy": batch,
+            "priority_queue_policy": [{"key": 1, "value": urgent}],
+        }
+
+
+def policy(max_waiting: int, timeout_us: int) -> Mapping[str, Value]:
+    return {
+        "timeout_action": Symbol("REJECT"),
+        "default_timeout_microseconds": timeout_us,
+        "allow_timeout_override": True,
+        "max_queue_size": max_waiting,
+    }
+
+
+@dataclass(frozen=True)
+class PlanModel:
+    """The Triton model of one network's TensorRT plan, on each GPU that the server sees."""
+
+    spec: NetworkSpec
+    bundle: str
+    onnx_sha256: str
+    serving: Serving = Serving()
+
+    def __post_init__(self) -> None:
+        if self.spec.name not in NETWORKS:
+            raise ValueError(f"{self.spec.name} is none of {', '.join(NETWORKS)}")
+        check_tensors(self.spec)
+
+    def text(self) -> str:
+        serving = self.serving
+        group = {
+            "count": serving.instances,
+            "kind": Symbol("KIND_GPU"),
+            # Obeyed with --rate-limit=execution_count; how many run at once is --rate-limit-resource=run:COUNT.
+            "rate_limiter": {"resources": [{"name": "run", "count": 1}]},
+        }
+        return pbtxt(
             {
-                "key": tensor.name,
-                "value": {
-                    "data_type": Symbol(TYPES[tensor.dtype]),
-                    "dims": tensor.shape,
-                    "zero_data": True,
+                "name": self.spec.name,
+                "platform": "tensorrt_plan",
+                "default_model_filename": "model.plan",
+                "max_batch_size": serving.most_batch,
+                "version_policy": LATEST_ONLY,
+                "input": [tensor_message(tensor) for tensor in self.spec.inputs],
+                "output": [tensor_message(tensor) for tensor in self.spec.outputs],
+                "instance_group": [group],
+                "dynamic_batching": serving.batching(),
+                "optimization": {
+                    "cuda": {"graphs": True},
+                    "input_pinned_memory": {"enable": True},
+                    "output_pinned_memory": {"enable": True},
                 },
+                "model_warmup": [warmup(self.spec, batch) for batch in sorted({1, serving.most_batch})],
+                "parameters": parameters(bundle=self.bundle, onnx_sha256=self.onnx_sha256),
             }
-            for tensor in self.spec.inputs
-        ]
-        return {"name": "zeros", "batch_size": 1, "inputs": inputs}
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +170,8 @@ class EnsembleModel:
     spec: NetworkSpec
     steps: tuple[NetworkSpec, ...]
     bundle: str
+    most_batch: int = MAX_BATCH
+    in_flight: int | None = None  # requests inside at once; needs a Triton that knows the field
 
     def __post_init__(self) -> None:
         check_tensors(self.spec)
@@ -117,15 +186,18 @@ class EnsembleModel:
                 raise ValueError(f"no step gives the ensemble's output {tensor}")
 
     def text(self) -> str:
+        scheduling: dict[str, Value] = {"step": [step_message(step) for step in self.steps]}
+        if self.in_flight is not None:
+            scheduling["max_inflight_requests"] = self.in_flight
         return pbtxt(
             {
                 "name": self.spec.name,
                 "platform": "ensemble",
-                "max_batch_size": MAX_BATCH,
+                "max_batch_size": self.most_batch,
                 "version_policy": LATEST_ONLY,
                 "input": [tensor_message(tensor) for tensor in self.spec.inputs],
                 "output": [tensor_message(tensor) for tensor in self.spec.outputs],
-                "ensemble_scheduling": {"step": [step_message(step) for step in self.steps]},
+                "ensemble_scheduling": scheduling,
                 "parameters": parameters(bundle=self.bundle),
             }
         )
@@ -138,6 +210,28 @@ def configs(
     networks = [NetworkModel(specs[name], bundle, digests[name], threads) for name in NETWORKS]
     ensemble = EnsembleModel(specs[ENSEMBLE], tuple(specs[name] for name in NETWORKS), bundle)
     return {model.spec.name: model.text() for model in (*networks, ensemble)}
+
+
+def plan_configs(
+    specs: Mapping[str, NetworkSpec], *, bundle: str, digests: Mapping[str, str], serving: Serving
+) -> dict[str, str]:
+    """As `configs`, for TensorRT plans."""
+    networks = [PlanModel(specs[name], bundle, digests[name], serving) for name in NETWORKS]
+    steps = tuple(specs[name] for name in NETWORKS)
+    ensemble = EnsembleModel(specs[ENSEMBLE], steps, bundle, serving.most_batch, serving.in_flight)
+    return {model.spec.name: model.text() for model in (*networks, ensemble)}
+
+
+def warmup(spec: NetworkSpec, batch: int) -> Mapping[str, Value]:
+    """One run on zeros before the model counts as ready: the first caller pays for no allocation."""
+    inputs = [
+        {
+            "key": tensor.name,
+            "value": {"data_type": Symbol(TYPES[tensor.dtype]), "dims": tensor.shape, "zero_data": True},
+        }
+        for tensor in spec.inputs
+    ]
+    return {"name": "zeros" if batch == 1 else f"zeros_{batch}", "batch_size": batch, "inputs": inputs}
 
 
 def check_tensors(spec: NetworkSpec) -> None:

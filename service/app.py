@@ -6,7 +6,7 @@ Importing this module builds nothing. `uvicorn service.app:app_from_environment 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TextIO
@@ -24,6 +24,7 @@ from service.api.openapi import complete_openapi
 from service.api.places import Places
 from service.api.problems import install_problem_handlers
 from service.api.readiness import Readiness
+from service.bundles import check_distinct, settings_of_others
 from service.errors import ModelNotReady
 from service.inference.engine import Engine
 from service.ledger.ledger import Ledger, open_ledger
@@ -46,18 +47,25 @@ def app_from_environment() -> FastAPI:
     return create_app(Settings())
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: TextIO | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    others: Sequence[Engine] = (),
+    log_stream: TextIO | None = None,
+) -> FastAPI:
     """The gateway as an ASGI app.
 
-    Args: engine: one that is open already and stays open, instead of the one that the settings name. log_stream: where
-    the request lines go, standard output by default.
+    Args: engine: one that is open already and stays open, instead of the one that the settings name; others: of
+    further bundles, beside it. log_stream: where the request lines go, standard output by default.
     """
     metrics, log = Metrics(), RequestLog(log_stream)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         silence_foreign_libraries(metrics.silenced.inc)
-        opened = await to_thread.run_sync(open_engine, settings) if engine is None else engine
+        engines = await to_thread.run_sync(open_engines, settings) if engine is None else (engine, *others)
+        opened, *further = engines
         admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
@@ -68,7 +76,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
         worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
         receiving = Places(settings.max_receiving)
         app.state.gateway = Gateway(
-            settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker
+            settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker, tuple(further)
         )
         working = asyncio.create_task(worker.run()) if worker else None
         listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics)
@@ -82,7 +90,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, log_stream: 
                 await asyncio.gather(working, return_exceptions=True)
             await to_thread.run_sync(ledger.close)
             if engine is None:
-                await opened.close()
+                for each in engines:
+                    await each.close()
 
     app = FastAPI(
         title="TAGS",
@@ -137,6 +146,13 @@ def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics) -> List
     from service.dimse.scp import Listener
 
     return Listener(settings, ledger, metrics)
+
+
+def open_engines(settings: Settings) -> tuple[Engine, ...]:
+    """The engine of TAGS_BUNDLE_DIR, then those of TAGS_MORE_BUNDLES. Raises: ModelNotReady, as `open_engine`."""
+    engines = tuple(open_engine(each) for each in (settings, *settings_of_others(settings)))
+    check_distinct(engines)
+    return engines
 
 
 def open_engine(settings: Settings) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -16,8 +17,8 @@ from service.settings import Settings
 MODALITIES = ("CT", "MR")
 
 
-def capabilities(bundle: Bundle, settings: Settings) -> dict[str, Any]:
-    """A plain document, ready for JSON."""
+def capabilities(bundle: Bundle, settings: Settings, others: Sequence[Bundle] = ()) -> dict[str, Any]:
+    """A plain document, ready for JSON. Args: bundle: the default one. others: further ones that a request may name."""
     return {
         "name": "tags-service",
         "version": version("tags-service"),
@@ -25,17 +26,19 @@ def capabilities(bundle: Bundle, settings: Settings) -> dict[str, Any]:
         "engine": settings.engine,
         "bundles": [
             {
-                "name": bundle.name,
-                "version": bundle.version,
-                "configuration": bundle.configuration,
-                "trained": bundle.trained,
-                "licence": bundle.licence,
-                "intended_use": bundle.intended_use,
-                "targets": list(bundle.targets),
-                "findings": list(bundle.findings),
-                "quality": bundle.quality,
-                "training": bundle.training,
+                "name": item.name,
+                "version": item.version,
+                "default": item is bundle,
+                "configuration": item.configuration,
+                "trained": item.trained,
+                "licence": item.licence,
+                "intended_use": item.intended_use,
+                "targets": list(item.targets),
+                "findings": list(item.findings),
+                "quality": item.quality,
+                "training": item.training,
             }
+            for item in (bundle, *others)
         ],
         "modalities": list(MODALITIES),
         "transfer_syntaxes": readable_transfer_syntaxes(),

@@ -3,9 +3,9 @@
 A leaf's docstring says what happened and what to do; `docs/errors.md` and the page /docs/errors are made of it.
 
 TagsError
-├── RequestRefused      MalformedRequest 400, UnknownPath 404, MethodNotAllowed 405, NotAcceptable 406,
-│                       UploadStalled 408, UploadTooLarge 413, UnsupportedMediaType 415,
-│                       UnsupportedTransferSyntax 415, UnknownProfile 400
+├── RequestRefused      MalformedRequest 400, UnknownPath 404, UnknownBundle 404, MethodNotAllowed 405,
+│                       NotAcceptable 406, UploadStalled 408, UploadTooLarge 413,
+│                       UnsupportedMediaType 415, UnsupportedTransferSyntax 415, UnknownProfile 400
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
 │                       InconsistentGeometry, UnsupportedModality, DamagedPixelData, SegEncodingFailed 422;
 │                       VolumeTooLarge 413
@@ -52,6 +52,13 @@ class UnknownPath(RequestRefused):
     """There is nothing at this address. /docs lists what there is."""
 
     status, slug, title = 404, "unknown-path", "Nothing here"
+
+
+class UnknownBundle(RequestRefused):
+    """`bundle` names no bundle that is loaded here, or more than one. `bundles` lists their names with versions, and so
+    does /capabilities."""
+
+    status, slug, title = 404, "unknown-bundle", "No such bundle is loaded"
 
 
 class MethodNotAllowed(RequestRefused):

@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     bundle_dir: Path = Path(__file__).resolve().parent.parent / "model_repository"
     """Directory of the bundle (bundle.json and the three networks): the shipped `small` by default."""
 
+    more_bundles: tuple[str, ...] = ()
+    """Further bundles to load, as a JSON list of directories: `["bundles/small-0.2.0"]`. A request names one with
+    `bundle`. With TAGS_ENGINE=triton each is DIRECTORY=HOST:PORT of a Triton that serves it. Each takes the memory of
+    its networks."""
+
     allow_untrained: bool = False
     """Serve a bundle whose weights were never trained. Off, since its masks mean nothing; for tests of the plumbing."""
 

@@ -72,6 +72,8 @@ def shallow(model: Tags) -> Tags:
     ):
         for place, source in enumerate(sources):
             block = f"{prefix}{source}."
-            weights |= {f"{prefix}{place}.{key.removeprefix(block)}": kept[key] for key in kept if key.startswith(block)}
+            weights |= {
+                f"{prefix}{place}.{key.removeprefix(block)}": kept[key] for key in kept if key.startswith(block)
+            }
     small.load_state_dict(weights)
     return small.eval()

@@ -35,6 +35,12 @@ class Gateway:
     routing: ReloadingRouting
     receiving: Places
     worker: Worker | None  # of this process, if it has one
+    others: tuple[Engine, ...] = ()  # of further bundles
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The default one first."""
+        return (self.engine, *self.others)
 
     @property
     def search(self) -> Search:

@@ -34,7 +34,8 @@ async def ready(gateway: SharedGateway) -> dict[str, str]:
 
 @router.get("/capabilities", tags=["service"], summary="Formats, bundle, modalities and limits of this gateway")
 async def show_capabilities(gateway: SharedGateway) -> dict[str, Any]:
-    return capabilities(gateway.engine.bundle, gateway.settings)
+    others = [engine.bundle for engine in gateway.others]
+    return capabilities(gateway.engine.bundle, gateway.settings, others)
 
 
 @router.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=Response)

@@ -43,6 +43,10 @@ SEGMENT_BODY: dict[str, Any] = {
                             "type": "string",
                             "description": "required when the upload holds more than one usable series",
                         },
+                        "bundle": {
+                            "type": "string",
+                            "description": "name and version of a loaded bundle, as /capabilities lists them",
+                        },
                         "format": {"type": "string", "enum": list(FORMATS), "default": "seg"},
                         "profile": {"type": "string", "description": "destination profile, see /capabilities"},
                     },

@@ -25,12 +25,14 @@ from service.api.problems import record_of
 from service.api.pull import pulled
 from service.api.respond_async import accept_job, is_preferred
 from service.api.uploads import Upload, received
+from service.bundles import choose
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
 from service.dicom.profiles import Profile, profile_named
 from service.dicom.series import Series
 from service.domain.prompts import Prompts
 from service.errors import ModelTimeout
+from service.inference.engine import Engine
 from service.mask_file import read_mask
 from service.prompt_document import PromptDocument, read_prompt_document, resolve
 from service.results import Result, format_named, render
@@ -57,6 +59,9 @@ async def post_segment(
         str | None, Query(description="seg (default), rtstruct, sr, sc, nifti, json, png or bundle")
     ] = None,
     profile: Annotated[str | None, Query(description="destination profile; /capabilities lists them")] = None,
+    bundle: Annotated[
+        str | None, Query(description="name and version of a loaded bundle; the default one else")
+    ] = None,
 ) -> Response:
     """Research use only. Not for diagnosis or treatment.
 
@@ -69,17 +74,19 @@ async def post_segment(
         format_named(format)  # a bad query is refused before the body is read
     if profile:
         profile_named(profile, settings.profiles_dir)
+    choose(gateway.engines, bundle)
     try:
         async with gateway.admission.place(), _upload(request, gateway, stages) as upload:
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
             wishes = profile_named(profile or upload.fields.get("profile", "").strip(), settings.profiles_dir)
             document = read_prompt_document(upload.fields.get("prompts"))
+            engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
             if is_preferred(request):
                 return await accept_job(gateway, upload, record.format)
             with anyio.move_on_after(settings.request_timeout_s):
-                result = await while_connected(request, _segment(gateway, upload, document, wishes, record, stages))
-                return _answer(result, gateway, stages)
+                work = _segment(gateway, engine, upload, document, wishes, record, stages)
+                return _answer(await while_connected(request, work), engine, stages)
             raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
     finally:
         record.stages_ms = {name: round(1000 * seconds, 1) for name, seconds in stages.seconds.items()}
@@ -94,6 +101,7 @@ def _upload(request: Request, gateway: Gateway, stages: Stages) -> AbstractAsync
 
 async def _segment(
     gateway: Gateway,
+    engine: Engine,
     upload: Upload,
     document: PromptDocument,
     profile: Profile,
@@ -104,15 +112,15 @@ async def _segment(
     async with gateway.admission.turn():
         with stages("headers"):
             series = await to_thread.run_sync(_read_series, upload, gateway.settings)
-        _note_series(record, gateway, series)
+        _note_series(record, gateway, engine, series)
         prompts = await to_thread.run_sync(_resolve, document, series, upload)
         _note_prompts(record, prompts)
-        mask = await segment(series, prompts, gateway.engine, stages)
+        mask = await segment(series, prompts, engine, stages)
         record.found = bool(mask.voxels.any())
         lineage = await to_thread.run_sync(read_lineage, upload.mask)
         write = partial(render, profile=profile, lineage=lineage)
         return await to_thread.run_sync(
-            write, record.format, series, mask, prompts, gateway.engine.bundle, stages
+            write, record.format, series, mask, prompts, engine.bundle, stages
         )  # fmt: skip
 
 
@@ -128,18 +136,18 @@ def _resolve(document: PromptDocument, series: Series, upload: Upload) -> Prompt
     return resolve(document, series, organ_mask=organ_mask, mask=mask)
 
 
-def _answer(result: Result, gateway: Gateway, stages: Stages) -> Response:
+def _answer(result: Result, engine: Engine, stages: Stages) -> Response:
     headers = {
         "Content-Disposition": f'attachment; filename="{result.file_name}"',
         "Server-Timing": stages.server_timing(),
-        "TAGS-Bundle": gateway.engine.bundle.identity,
+        "TAGS-Bundle": engine.bundle.identity,
         "Cache-Control": "no-store",
     }
     return Response(result.body, media_type=result.media_type, headers=headers)
 
 
-def _note_series(record: RequestRecord, gateway: Gateway, series: Series) -> None:
-    record.bundle, record.engine = gateway.engine.bundle.identity, gateway.settings.engine
+def _note_series(record: RequestRecord, gateway: Gateway, engine: Engine, series: Series) -> None:
+    record.bundle, record.engine = engine.bundle.identity, gateway.settings.engine
     record.series = gateway.log.series_hash(series.series_instance_uid)
     record.modality = series.modality
     record.shape_zyx = series.geometry.shape_zyx

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +59,14 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def running(engine: Engine, temporary_dir: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def running(
+    engine: Engine, temporary_dir: Path, *, others: Sequence[Engine] = (), **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """The started app. `raise_app_exceptions` is on: an error that escapes the app fails the test."""
     log = io.StringIO()
     with tempfile.TemporaryDirectory() as data_dir:
         chosen = {"data_dir": Path(data_dir)} | settings
-        app = create_app(Settings(temporary_dir=temporary_dir, **chosen), engine=engine, log_stream=log)
+        app = create_app(Settings(temporary_dir=temporary_dir, **chosen), engine=engine, others=others, log_stream=log)
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),

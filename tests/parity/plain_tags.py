@@ -32,7 +32,7 @@ def layer_norm(x: Tensor, weights: Weights, name: str, eps: float) -> Tensor:
 
 
 def plain_stem(volume: Tensor, weights: Weights, tokens: int) -> Tensor:
-    """(3, D, H, W) to tokens (H, W, D, E): x4 trilinear (16 tokens / ROI), SAM's patches on each slice, 16 slices to one."""
+    """(3, D, H, W) to tokens (H, W, D, E): upsampled 16 tokens / ROI times, SAM's patches, 16 slices to one."""
     upsampling = 16 * tokens // volume.shape[-1]
     fine = functional.interpolate(volume[None], scale_factor=upsampling, mode="trilinear", align_corners=False)[0]
     slices = fine.transpose(0, 1)  # (fine D, 3, fine H, fine W)
@@ -194,9 +194,7 @@ def plain_decoder(levels: list[Tensor], image: Tensor, weights: Weights) -> Tens
     return x[0].permute(0, 3, 1, 2)
 
 
-def plain_logits(
-    checkpoint: dict[str, Any], sizes: Sizes, image: Tensor, organ_mask: Tensor, clicks: Tensor
-) -> Tensor:
+def plain_logits(checkpoint: dict[str, Any], sizes: Sizes, image: Tensor, organ_mask: Tensor, clicks: Tensor) -> Tensor:
     """Foreground minus background, (D, H, W). Args: image, organ_mask: (D, H, W). clicks: (N, 3) voxels, z y x."""
     levels = plain_encoder(torch.stack([image, image, organ_mask]), checkpoint["encoder_dict"], sizes)
     levels[3] = plain_prompts(levels[3], clicks, checkpoint["feature_dict"][3], sizes)

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from contract.sizes import CONFIGURATIONS, SMALL
 from contract.tensors import ENSEMBLE, FUSION_DECODER, NETWORKS, SAM_ENCODER, TensorSpec, network_specs
 from export.pbtxt import Symbol, pbtxt
-from export.triton_config import MAX_BATCH, EnsembleModel, NetworkModel, Queue, configs
+from export.triton_config import MAX_BATCH, EnsembleModel, NetworkModel, Queue, Serving, configs, plan_configs
 
 SPECS = network_specs(SMALL)
 DIGESTS = {name: f"digest of {name}" for name in NETWORKS}
@@ -140,3 +140,42 @@ def test_text_is_escaped_and_enumerations_are_bare():
         'name: "a \\"b\\"\\n"', "kind: KIND_CPU", "on: true", "dims: [1, 2]",
         "part {", "  x: 1", "}", "part {", "  x: 1", "}",
     ]  # fmt: skip
+
+
+def plans(**serving):
+    texts = plan_configs(SPECS, bundle="small 1.2.3", digests=DIGESTS, serving=Serving(**serving))
+    return {name: parsed(text) for name, text in texts.items()}
+
+
+def test_a_plan_is_served_by_the_tensorrt_backend_on_the_gpu_with_limits_and_warm_up():
+    for name in NETWORKS:
+        config = plans(instances=2, most_batch=3)[name]
+        assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
+        assert config.max_batch_size == 3
+        (group,) = config.instance_group
+        assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_GPU)
+        assert [(item.name, item.count) for item in group.rate_limiter.resources] == [("run", 1)]
+        assert [warmup.batch_size for warmup in config.model_warmup] == [1, 3]
+        assert config.optimization.cuda.graphs
+        assert config.parameters["onnx_sha256"].string_value == f"digest of {name}"
+
+
+def test_a_click_goes_before_a_batch_job_and_both_queues_are_bounded():
+    batching = plans()[SAM_ENCODER].dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (2, 2)
+    urgent, ordinary = batching.priority_queue_policy[1], batching.default_queue_policy
+    assert (urgent.max_queue_size, ordinary.max_queue_size) == (16, 64)
+    assert urgent.default_timeout_microseconds < ordinary.default_timeout_microseconds
+
+
+def test_the_ensemble_of_plans_is_the_same_ensemble_with_a_limit_in_flight():
+    found, ordinary = plans()[ENSEMBLE], small_configs()[ENSEMBLE]
+    assert found.ensemble_scheduling.max_inflight_requests == 8
+    found.ensemble_scheduling.ClearField("max_inflight_requests")
+    assert found == ordinary
+
+
+@pytest.mark.parametrize("wrong", [{"most_batch": MAX_BATCH + 1}, {"instances": 0}, {"in_flight": 0}], ids=str)
+def test_serving_that_cannot_work_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"at least 1|largest batch"):
+        Serving(**wrong)
