@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,7 @@ from export.pretrained import load_clip_text, load_sam  # noqa: E402
 from export.repository import write_repository  # noqa: E402
 from service.inference.embedded import EmbeddedEngine  # noqa: E402
 from tests.parity import upstream_files as upstream  # noqa: E402
+from tests.parity.finetuning_worker import run  # noqa: E402
 from tests.parity.little import LITTLE, SPLIT, anatomy, write_msd, write_weights  # noqa: E402
 from training.__main__ import app  # noqa: E402
 from training.evaluation.cases import read_case  # noqa: E402
@@ -177,9 +179,8 @@ def test_two_processes_end_with_the_weights_of_one(data, origin, tmp_path):
     """The mean of two gradients is the gradient of two crops, up to rounding."""
     on_cpu(replace(PLAN, batch=2), origin, data, tmp_path / "one")
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
-    from tests.parity.finetuning_worker import run
-
-    fabric.launch(run, PLAN, origin, data, tmp_path / "two")
+    # bound beforehand: Fabric looks through arguments for modules and would write to frozen types
+    fabric.launch(partial(run, plan=PLAN, origin=origin, data=data, out=tmp_path / "two"))
     one, two = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("one", "two"))
     assert two["meta"]["training"]["batch"] == 2
     for name, value in one["state_dict"].items():
@@ -327,11 +328,11 @@ def test_alignment_costs_little_where_features_agree_with_the_text_and_much_wher
 
 
 def test_every_stage_is_aligned(data, origin):
-    run = start(PLAN, origin)
+    begun = start(PLAN, origin)
     sample = validation_sample(data.val[0], data.recipe, np.random.default_rng(0))
-    _, alignment = run.objective(collate([sample]))
+    _, alignment = begun.objective(collate([sample]))
     alignment.backward()
-    for adapter in run.objective.tags.sam_encoder.alignment_adapters:
+    for adapter in begun.objective.tags.sam_encoder.alignment_adapters:
         assert adapter.fc1.weight.grad.abs().sum() > 0
 
 
