@@ -70,6 +70,8 @@ def shear_degrees(series: Series) -> float:
         ("dicom2nifti/hitachi/anatomical/001", (4, 64, 64), 4.0, 0),
         ("dicom2nifti/philips/anatomical/001", (4, 240, 240), 0.6, 0),
         ("dicom2nifti/siemens/anatomical/001", (4, 256, 256), 1.0, 0),
+        ("dicom2nifti/siemens_multiframe/anatomical/001", (8, 256, 256), 0.9, 0),
+        ("dicom2nifti/philips_enhanced/anatomical/001", (8, 256, 256), 1.2, 0),
     ],
 )
 def test_usable_folders_give_their_volume(folder, shape_zyx, spacing_z_mm, tilt_degrees):
@@ -92,8 +94,7 @@ def test_usable_folders_give_their_volume(folder, shape_zyx, spacing_z_mm, tilt_
         ("dicom2nifti/failing/notavolume/001", MixedSeries, "AcquisitionNumber"),
         ("dicom2nifti/siemens/dti_classic/001", MixedSeries, "AcquisitionNumber"),
         ("dicom2nifti/ge/dti/001", MixedSeries, "4 of 8 images"),
-        ("dicom2nifti/siemens_multiframe/anatomical/001", NoUsableSeries, "multi-frame"),
-        ("dicom2nifti/philips_enhanced/fmri/001", NoUsableSeries, "multi-frame"),
+        ("dicom2nifti/philips_enhanced/fmri/001", MixedSeries, "TemporalPositionIdentifier"),
         ("dicom2nifti/generic/rgb/001", NoUsableSeries, "captures"),
         ("ct_siemens_jpeg2000_20slices", NoUsableSeries, "20 objects without SeriesInstanceUID"),
         ("dicomdir_pydicom/TINY_ALPHA", DamagedPixelData, "50 of 50"),
