@@ -40,8 +40,7 @@ def _settings_of(entry: str, settings: Settings) -> Settings:
     directory, _, url = entry.partition("=")
     if settings.engine == "triton" and not url:
         raise ModelNotReady("each of TAGS_MORE_BUNDLES needs a Triton of its own: DIRECTORY=HOST:PORT")
-    changes = {"bundle_dir": Path(directory)} | ({"triton_url": url} if url else {})
-    return settings.model_copy(update=changes)
+    return settings.model_copy(update={"bundle_dir": Path(directory), "triton_url": url or settings.triton_url})
 
 
 def check_distinct(engines: Sequence[Engine]) -> None:
