@@ -79,11 +79,12 @@ async def post_segment(
         async with gateway.admission.place(), _upload(request, gateway, stages) as upload:
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
-            wishes = profile_named(profile or upload.fields.get("profile", "").strip(), settings.profiles_dir)
+            named = profile or upload.fields.get("profile", "").strip()
+            wishes = profile_named(named, settings.profiles_dir)
             document = read_prompt_document(upload.fields.get("prompts"))
             engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
             if is_preferred(request):
-                return await accept_job(gateway, upload, record.format)
+                return await accept_job(gateway, engine, upload, record.format, named)
             with anyio.move_on_after(settings.request_timeout_s):
                 work = _segment(gateway, engine, upload, document, wishes, record, stages)
                 return _answer(await while_connected(request, work), engine, stages)

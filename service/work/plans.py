@@ -45,6 +45,7 @@ class RequestPlan(_Plan):
     prompts: str | None = None  # the document as it was sent, checked
     series_instance_uid: str | None = None
     format: str
+    profile: str = ""  # name of the destination profile; the default one else
 
     @property
     def keys(self) -> tuple[str, ...]:

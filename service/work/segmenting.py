@@ -17,6 +17,8 @@ from anyio import to_thread
 from service.dicom.annotations import ImagePoint, SpacePoint, read_points
 from service.dicom.facts import read_facts
 from service.dicom.ingest import SeriesLimits, read_series
+from service.dicom.lineage import read_lineage
+from service.dicom.profiles import profile_named
 from service.dicom.series import Series
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
@@ -29,7 +31,7 @@ from service.ledger.receiving import Arrival, Origin
 from service.ledger.series import HeldInstance
 from service.mask_file import read_mask
 from service.prompt_document import Point, PromptDocument, read_prompt_document, resolve
-from service.results import render
+from service.results import Result, render
 from service.segment import segment
 from service.settings import Settings
 from service.telemetry.stages import Stages
@@ -80,7 +82,12 @@ class Segmenter:
             document = read_prompt_document(plan.prompts)
             prompts = await to_thread.run_sync(_resolve, document, source, organ_mask, mask)
             found = await segment(source, prompts, self.engine, stages)
-            await to_thread.run_sync(self._conclude_request, lease, plan, source, found, prompts, stages, directory)
+            lineage = await to_thread.run_sync(read_lineage, mask)
+            write = partial(
+                render, plan.format, source, found, prompts, self.engine.bundle, stages,
+                profile=profile_named(plan.profile, self.settings.profiles_dir), lineage=lineage,
+            )  # fmt: skip
+            await to_thread.run_sync(self._conclude_request, lease, plan, write, found, stages, directory)
         finally:
             await to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
         return stages.seconds
@@ -164,18 +171,17 @@ class Segmenter:
         self,
         lease: Lease,
         plan: RequestPlan,
-        source: Series,
-        mask: Mask,
-        prompts: Prompts,
+        write: Callable[[], Result],
+        found: Mask,
         stages: Stages,
         directory: Path,
     ) -> None:
-        result = render(plan.format, source, mask, prompts, self.engine.bundle, stages)
+        result = write()
         staged, key = directory / "result", result_key(lease.job_id, lease.token)
         staged.write_bytes(result.body)
         self.ledger.store.put([(staged, key)])
         output: dict[str, Any] = {"key": key, "media_type": result.media_type, "file_name": result.file_name}
-        output |= {"found": bool(mask.voxels.any()), "server_timing": stages.server_timing()}
+        output |= {"found": bool(found.voxels.any()), "server_timing": stages.server_timing()}
         try:
             self.ledger.jobs.end(lease, state="done", output=output)
         except LeaseLost:

@@ -15,6 +15,7 @@ from google.protobuf import text_format  # noqa: E402
 from tritonclient.grpc import model_config_pb2  # noqa: E402
 
 from contract.bundle import Bundle, onnx_file  # noqa: E402
+from contract.grid import fixed_grid  # noqa: E402
 from contract.tensors import ENSEMBLE, NETWORKS  # noqa: E402
 from export.precision import Precision  # noqa: E402
 from export.tensorrt_build import BuildOptions, PlanRefused  # noqa: E402
@@ -121,7 +122,8 @@ def bundle(tmp_path):
     directory.mkdir()
     (directory / "bundle.json").write_text("{}")
     files = {onnx_file(network): "abc" for network in NETWORKS}
-    return Bundle("vit_b", "1.0.0", "vit_b", 1.0, {}, (), (), trained=True, files=files, directory=directory)
+    grid = fixed_grid(1.0)
+    return Bundle("vit_b", "1.0.0", "vit_b", grid, {}, (), (), trained=True, files=files, directory=directory)
 
 
 @pytest.fixture
