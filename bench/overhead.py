@@ -1,6 +1,6 @@
 """`python -m bench.overhead`: what the gateway adds to the networks, through the public API of a started service.
 
-One click on the demo's phantom CT, whose tumour fits into one region of 128^3. Every stage is the service's own figure
+One click on the demo's phantom CT, whose tumour fits into one region. Every stage is the service's own figure
 from `Server-Timing`; the rest of the client's wall time (sockets, multipart, routing) is shown as "elsewhere".
 """
 

@@ -2,7 +2,7 @@
 
 UIDs follow from what the result is: the same series, mask, prompts, bundle and profile give the same UIDs, in whichever
 order and request the objects are asked for. So an SR names the SEG that `format=seg` gives, and a delivery that is
-repeated makes no duplicate. Decision: docs/decisions/0050-result-objects.md.
+repeated makes no duplicate. Decision: docs/decisions/0013-result-objects.md.
 """
 
 from __future__ import annotations

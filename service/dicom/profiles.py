@@ -2,7 +2,7 @@
 
 What enters: a name (`profile=` of a request) or a file. What leaves: a frozen `Profile`. Shipped ones lie in
 service/dicom/destinations; a site puts its own into TAGS_PROFILES_DIR, where a file of the same name wins.
-Decision: docs/decisions/0051-destination-profiles.md.
+Decision: docs/decisions/0014-destination-profiles.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What enters: the bytes of an object, and the outcome that it must show. What leaves: nothing, or ResultNotProved. The
 readers here use pydicom alone: no highdicom, no affine of the series. Every frame and contour is placed by the header
 of the one image that it refers to, so that a mistake in sorting, geometry or references shows. Details name checks and
-counts, never values. Decision: docs/decisions/0050-result-objects.md.
+counts, never values. Decision: docs/decisions/0013-result-objects.md.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class FakeEngine:
         for low, high in zip(lows, highs, strict=True):
             meant |= _near(regions, low, high)
         if prompts.mask_prompt.any():
-            previous = prompts.mask_prompt[0].repeat(2, 0).repeat(2, 1).repeat(2, 2) > 0.5
+            previous = prompts.mask_prompt[0].repeat(2, 0).repeat(2, 1).repeat(2, 2) > 0
             meant |= set(np.unique(regions[previous]).tolist())
         if prompts.use_text and not meant and not prompts.mask_prompt.any() and not (labels == LABEL_FOREGROUND).any():
             meant = set(range(1, count + 1))
