@@ -8,7 +8,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the export environment only")
 pytestmark = pytest.mark.torch
 
-from training.baselines import best_region_growing, best_sphere, dice  # noqa: E402
 from training.fields import Draw, curve, ellipsoid, gaussian_matrix, separable, slice_matrix, tube  # noqa: E402
 from training.phantoms import TARGETS, Phantom, component, dilated, make_phantom  # noqa: E402
 
@@ -139,23 +138,3 @@ def test_the_part_at_the_centre_is_kept_and_a_mask_grows_by_whole_voxels() -> No
     assert int(component(mask, np.array([6.0, 6, 6])).sum()) == 1
     assert int(component(mask, np.array([4.0, 4, 4])).sum()) == 8
     assert int(dilated(mask, 1).sum()) == 4**3 + 3**3
-
-
-def test_dice_of_halves_and_of_nothing() -> None:
-    a, b = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert dice(a, b) == 0.5
-    assert dice(a & False, b & False) == 1.0
-
-
-def test_the_best_sphere_is_perfect_at_the_centre_of_a_ball_and_poor_at_its_edge() -> None:
-    ball = ellipsoid(33, np.array([16.0] * 3), np.array([8.0] * 3), np.eye(3), "cpu").numpy() <= 1
-    assert best_sphere(ball, np.array([16.0, 16, 16])) == 1.0
-    assert 0.3 < best_sphere(ball, np.array([16.0, 16, 24])) < 0.7
-
-
-def test_region_growing_finds_a_ball_that_stands_out_and_not_its_twin() -> None:
-    centres = (np.array([10.0, 16, 16]), np.array([24.0, 16, 16]))
-    ball, twin = (ellipsoid(33, centre, np.array([5.0] * 3), np.eye(3), "cpu").numpy() <= 1 for centre in centres)
-    noise = np.random.default_rng(0).normal(0, 0.3, ball.shape)
-    image = (3.0 * (ball | twin) + noise).astype(np.float32)
-    assert best_region_growing(image, ball, centres[0]) > 0.85
