@@ -134,7 +134,7 @@ def fine_tune(plan: Plan, origin: Origin, data: Data, out: Path, fabric: Fabric,
     begun, before = time.monotonic(), run.seconds
     while run.epoch < plan.epochs:
         training = train_epoch(run, plan, data, fabric, model, optimizer)
-        validation = validate(plan, data, fabric, model)
+        validation = validate(plan, data, fabric, run.objective)
         run.epoch += 1
         run.seconds = before + time.monotonic() - begun
         better = validation["loss"] < run.best
