@@ -23,13 +23,15 @@ from fastapi import FastAPI
 
 from service.app import create_app, ledger_of, new_worker
 from service.dicom.ingest import SeriesLimits, read_series
-from service.dicom.seg import write_seg
 from service.dimse.scp import storage_contexts
 from service.domain.mask import Mask
+from service.domain.prompts import Prompts
+from service.results import render
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
+from service.telemetry.stages import Stages
 from tests.fakes.engine import TINY_BUNDLE, FakeEngine
 from tests.phantoms import write_ct_series
 
@@ -67,7 +69,7 @@ def write_one_seg() -> None:
         phantom = write_ct_series(Path(directory), shape_zyx=(6, 24, 24))
         limits = SeriesLimits(max_instances=100, max_voxels=10**6)
         source = read_series(phantom.paths, series_instance_uid=None, limits=limits)
-        write_seg(source, Mask(phantom.tumour, source.geometry, 0.9), text="t", target=None, bundle=TINY_BUNDLE)
+        render("seg", source, Mask(phantom.tumour, source.geometry, 0.9), Prompts(text="t"), TINY_BUNDLE, Stages())
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def routing(destination: dict) -> dict:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # of each test: what another pushed late would count here
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveGateway, Orthanc, Path]]:
     """Gateway and Orthanc that know each other; the routing file is written once Orthanc's ports are known."""
     require_orthanc()
