@@ -24,8 +24,14 @@ pytestmark = pytest.mark.real
 VOLUMES = [path for path, outcome in expected_outcomes().items() if outcome[:3] in ("CT ", "MR ")]
 AFFINE_MM = 1e-3
 # Files that dcm2niix decodes wrongly, where SimpleITK has our voxels: JPEG processes 1 and 14 of 12-bit data, and a
-# JPEG 2000 stream whose own sign contradicts the header.
-MISREAD_BY_DCM2NIIX = ("JPEGProcess1TransferSyntax", "JPEGProcess14TransferSyntax", "J2K_pixelrep_mismatch")
+# JPEG 2000 stream whose own sign contradicts the header; and one MR series whose scaling it gets wrong (its values span
+# 0.3 where ours and SimpleITK's span 63; why is not known).
+MISREAD_BY_DCM2NIIX = (
+    "JPEGProcess1TransferSyntax",
+    "JPEGProcess14TransferSyntax",
+    "J2K_pixelrep_mismatch",
+    "generic/anatomical/002_non_isotropic",
+)
 
 
 @pytest.mark.parametrize("path", VOLUMES)

@@ -245,7 +245,7 @@ async def test_a_hanging_server_is_a_timeout_and_the_engine_goes_on_when_it_move
 async def test_a_server_killed_in_the_middle_is_not_ready_and_the_same_engine_goes_on_after_a_restart(engine, hurt):
     before = await engine.segment(*region(), click())
     under_way = asyncio.create_task(engine.segment(*region(), click()))
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.03)
     assert not under_way.done()
     hurt.kill()
     with pytest.raises(ModelNotReady) as refused:

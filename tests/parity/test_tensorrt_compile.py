@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 pytest.importorskip("torch", reason="torch is in the export environment only")
-pytestmark = [pytest.mark.torch, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # TensorRT warns of itself
 
 from onnx import TensorProto  # noqa: E402
 
