@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 
 import numpy as np
 from anyio.to_thread import run_sync
 
 from contract.bundle import Bundle
 from contract.intensity import IntensityRule
-from service.domain.extension import MAX_ROIS, neighbours
+from service.domain.extension import MAX_ROIS
 from service.domain.geometry import Geometry
 from service.domain.mask import Mask
 from service.domain.place import check_prompts, has_place, place, points_somewhere
@@ -32,7 +31,7 @@ from service.domain.resample import onto_roi
 from service.domain.restore import Tile, blend, restore
 from service.domain.roi import Corner, Lattice, extents_of, first_corners, lattice_on
 from service.domain.volume import SliceCache, SourceImage
-from service.domain.zoom import MAX_LOOKS, seen_in, zoom_on
+from service.domain.zoom import MAX_LOOKS, Seen, seen_in, zoom_on
 from service.errors import UnsupportedModality
 from service.inference.engine import Engine
 from service.telemetry.stages import Stages
@@ -99,47 +98,49 @@ class _Request:
         zoom = zoom_on(geometry, bundle.grid, bundle.sizes.roi)
         clicks, told = await run_sync(_places_mm, prompts, geometry, self.lattice(1.0))
         places = [*(np.stack([click, click]) for click in clicks), *told]
-        spacing_mm: float | None = zoom.first(told, clicks)
+        spacing_mm = zoom.first(told, clicks)
         for _ in range(MAX_LOOKS):
-            assert spacing_mm is not None
             lattice = self.lattice(spacing_mm)
             corners = first_corners([place / spacing_mm for place in places], lattice.size)
             tiles, regions = await self._wave(lattice, corners[:MAX_ROIS], ())
             if len(corners) > MAX_ROIS or len(prompts.boxes_lps_mm):
                 return lattice, tiles, len(corners) <= MAX_ROIS
-            with self.stages("restore"):
-                before = [region.previous for region in regions]
-                seen = await run_sync(seen_in, tiles, before, lattice, geometry, prompts)
+            seen = await self._seen(lattice, tiles, regions)
             if seen.leaves:
                 zoom = replace(zoom, too_close_mm=max(zoom.too_close_mm, spacing_mm))
-            spacing_mm = zoom.following(spacing_mm, seen)
-            if spacing_mm is None:
+            following_mm = zoom.following(spacing_mm, seen)
+            if following_mm is None:
                 break
+            spacing_mm = following_mm
             places = [*(np.stack([click, click]) for click in clicks), *(seen.places_mm or told)]
-        return lattice, *await self._grow(lattice, tiles, regions)
+        return lattice, *await self._grow(lattice, tiles, seen)
 
-    async def _grow(self, lattice: Lattice, tiles: list[Tile], regions: Sequence[_Region]) -> tuple[list[Tile], bool]:
+    async def _grow(self, lattice: Lattice, tiles: Sequence[Tile], seen: Seen) -> tuple[list[Tile], bool]:
         """Wave by wave the neighbours into which the tumour goes on, up to MAX_ROIS.
 
-        Args: tiles, regions: the first wave. Returns: all tiles, and whether the tumour ended within them.
+        Args: tiles, seen: the first wave and what is in it. Returns: all tiles, and whether the tumour ended within
+        them.
         """
-        tiles, found = list(tiles), list(tiles)
-        asked = dict.fromkeys(tile.corner for tile in tiles)  # a set that keeps its order
-        while True:
-            with self.stages("restore"):
-                leaving = [
-                    await run_sync(self._neighbours, tile, tuple(tiles), lattice, region.previous)
-                    for tile, region in zip(found, regions, strict=True)
-                ]
-            wave = [corner for corner in dict.fromkeys(chain.from_iterable(leaving)) if corner not in asked]
-            if not wave:
-                return tiles, True
-            wave, beyond = wave[: MAX_ROIS - len(asked)], wave[MAX_ROIS - len(asked) :]
+        known = list(tiles)
+        asked = dict.fromkeys(tile.corner for tile in known)  # a set that keeps its order
+        while wave := [corner for corner in dict.fromkeys(seen.beyond) if corner not in asked]:
+            wave, left_out = wave[: MAX_ROIS - len(asked)], wave[MAX_ROIS - len(asked) :]
             asked |= dict.fromkeys(wave)
-            found, regions = await self._wave(lattice, wave, tuple(tiles))
-            tiles += found
-            if beyond:
-                return tiles, False
+            found, regions = await self._wave(lattice, wave, tuple(known))
+            if left_out:
+                return [*known, *found], False
+            seen = await self._seen(lattice, found, regions, known)
+            known += found
+        return known, True
+
+    async def _seen(
+        self, lattice: Lattice, tiles: Sequence[Tile], regions: Sequence[_Region], others: Sequence[Tile] = ()
+    ) -> Seen:
+        previous = [region.previous for region in regions]
+        with self.stages("restore"):
+            return await run_sync(
+                seen_in, tiles, previous, lattice, self.source.geometry, self.prompts, tuple(others)
+            )  # fmt: skip
 
     async def _wave(
         self, lattice: Lattice, corners: Sequence[Corner], tiles: Sequence[Tile]
@@ -191,11 +192,6 @@ class _Request:
             logits, covered = blend(tiles, corner, roi.shape_zyx)
             previous = np.where(covered, logits > 0, False if previous is None else previous)
         return _Region(corner, roi, previous, place(self.prompts, roi, previous, self.engine.bundle.sizes))
-
-    def _neighbours(
-        self, tile: Tile, tiles: Sequence[Tile], lattice: Lattice, previous: np.ndarray | None
-    ) -> list[Corner]:  # fmt: skip
-        return neighbours(tile, tiles, lattice, self.source.geometry, prompts=self.prompts, previous=previous)
 
 
 def _places_mm(prompts: Prompts, source: Geometry, lattice: Lattice) -> tuple[np.ndarray, list[np.ndarray]]:

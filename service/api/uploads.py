@@ -30,7 +30,6 @@ from service.telemetry.stages import Stages
 
 FILE_FIELDS = ("files", "organ_mask", "mask")
 TEXT_FIELDS = ("prompts", "series_instance_uid", "bundle", "format", "profile")
-BLOCK_BYTES = 1024 * 1024  # handed to the parser's thread at once: fewer hops than per network packet
 
 
 @dataclass(frozen=True)

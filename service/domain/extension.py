@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.domain.components import attached
 from service.domain.geometry import Geometry
-from service.domain.prompts import Prompts
 from service.domain.restore import Tile
 from service.domain.roi import Corner, Lattice
 
@@ -20,22 +18,15 @@ BORDER_VOX = 2  # a mask that comes this near to the border goes on beyond it
 
 
 def neighbours(
-    tile: Tile,
-    tiles: Sequence[Tile],
-    lattice: Lattice,
-    source: Geometry,
-    *,
-    prompts: Prompts,
-    previous: np.ndarray | None,
-) -> list[Corner]:
+    tile: Tile, tumour: np.ndarray, tiles: Sequence[Tile], lattice: Lattice, source: Geometry
+) -> list[Corner]:  # fmt: skip
     """Corners of the regions into which the tumour found in `tile` goes on.
 
-    A face counts when the tumour (not a look-alike) touches it, the source goes on beyond it, and no other of the
-    `tiles` has that part of the tumour in its interior.
-    Args: previous: (S, S, S) bool, the previous mask that the tile was decoded with.
+    A face counts when the tumour touches it, the source goes on beyond it, and no other of the `tiles` has that part of
+    the tumour in its interior.
+    Args: tumour: (S, S, S) bool, the parts found in the tile that the prompts mean.
     """
-    size, roi, corner = lattice.size, lattice.roi(tile.corner), np.array(tile.corner)
-    found = attached(tile.logits > 0, roi, prompts, previous)
+    size, roi, corner, found = lattice.size, lattice.roi(tile.corner), np.array(tile.corner), tumour.copy()
     for other in tiles:
         if other is not tile:
             low = np.array(other.corner) - corner + BORDER_VOX

@@ -7,7 +7,7 @@ Decision: docs/decisions/0007-adaptive-zoom.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
@@ -18,7 +18,7 @@ from service.domain.extension import neighbours
 from service.domain.geometry import Geometry
 from service.domain.prompts import Prompts
 from service.domain.restore import Tile
-from service.domain.roi import Lattice
+from service.domain.roi import Corner, Lattice
 
 MAX_LOOKS = 4  # regions cost a quarter of a second each on two cores
 WIDER = 1.6  # times the spacing, where the tumour leaves its region
@@ -33,11 +33,15 @@ class Seen:
     """What one look found."""
 
     places_mm: list[np.ndarray]  # of each connected part that the prompts mean
-    leaves: bool  # a part goes on beyond its region
+    beyond: list[Corner] = field(default_factory=list)  # regions into which those parts go on
 
     @property
     def longest_mm(self) -> float:
         return max((float(np.max(place[1] - place[0])) for place in self.places_mm), default=0.0)
+
+    @property
+    def leaves(self) -> bool:
+        return bool(self.beyond)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Zoom:
         Args: told_mm: places that say how large the tumour is: boxes, parts of a mask. clicks_mm: (N, 3).
         """
         if told_mm:
-            return self._within(self.rule.spacing_mm(Seen(list(told_mm), False).longest_mm, self.size))
+            return self._within(self.rule.spacing_mm(Seen(list(told_mm)).longest_mm, self.size))
         spread = float(np.max(np.ptp(clicks_mm, axis=0))) if len(clicks_mm) > 1 else 0.0
         return self._within(max(self.rule.first_mm, self.rule.spacing_mm(spread, self.size)))
 
@@ -78,7 +82,7 @@ class Zoom:
 
 
 def zoom_on(source: Geometry, rule: GridRule, size: int) -> Zoom:
-    """Raises nothing: a source coarser than the rule is looked at as closely as makes sense."""
+    """A source coarser than the rule is looked at as closely as makes sense."""
     finest = max(rule.finest_mm, FINER_THAN_SOURCE * float(min(source.spacing_zyx_mm)))
     return Zoom(rule, size, min(finest, rule.coarsest_mm))
 
@@ -89,14 +93,20 @@ def seen_in(
     lattice: Lattice,
     source: Geometry,
     prompts: Prompts,
+    others: Sequence[Tile] = (),
 ) -> Seen:
-    """What the tiles of one look hold. Args: previous: (S, S, S) bool, the previous mask that each was decoded with."""
-    places, leaves = [], False
+    """What new tiles hold.
+
+    Args: tiles, previous: the tiles, each with the (S, S, S) bool previous mask that it was decoded with.
+    others: tiles that were there before them on the lattice.
+    """
+    places: list[np.ndarray] = []
+    beyond: list[Corner] = []
     for tile, before in zip(tiles, previous, strict=True):
         found = attached(tile.logits > 0, lattice.roi(tile.corner), prompts, before)
         labels, _ = ndimage.label(found, np.ones((3, 3, 3)))
         for part in ndimage.find_objects(labels):
             low, high = (np.array([getattr(side, end) for side in part]) for end in ("start", "stop"))
             places.append((np.stack([low - 0.5, high - 0.5]) + tile.corner) * lattice.spacing_mm)
-        leaves = leaves or bool(neighbours(tile, tiles, lattice, source, prompts=prompts, previous=before))
-    return Seen(places, leaves)
+        beyond += neighbours(tile, found, (*others, *tiles), lattice, source)
+    return Seen(places, beyond)

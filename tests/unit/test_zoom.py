@@ -45,14 +45,14 @@ def test_the_first_look_follows_a_box_or_the_spread_of_clicks():
 @pytest.mark.parametrize(
     ("spacing", "seen", "following"),
     [
-        (1.5, Seen([place(57.6)], False), None),  # 38.4 voxels: as it should be
-        (1.5, Seen([place(50.0)], False), None),  # 1.3: near enough
-        (1.5, Seen([place(19.2)], False), 0.5),
-        (1.5, Seen([place(90.0)], True), 2.4),
-        (5.0, Seen([place(300.0)], True), 6.0),
-        (6.0, Seen([place(360.0)], True), None),  # nothing wider is allowed
-        (1.5, Seen([], False), 0.75),
-        (0.5, Seen([], False), None),
+        (1.5, Seen([place(57.6)]), None),  # 38.4 voxels: as it should be
+        (1.5, Seen([place(50.0)]), None),  # 1.3: near enough
+        (1.5, Seen([place(19.2)]), 0.5),
+        (1.5, Seen([place(90.0)], [(0, 0, 32)]), 2.4),
+        (5.0, Seen([place(300.0)], [(0, 0, 32)]), 6.0),
+        (6.0, Seen([place(360.0)], [(0, 0, 32)]), None),  # nothing wider is allowed
+        (1.5, Seen([]), 0.75),
+        (0.5, Seen([]), None),
     ],
 )
 def test_the_next_look_is_wider_closer_or_none(spacing, seen, following):
@@ -60,7 +60,7 @@ def test_the_next_look_is_wider_closer_or_none(spacing, seen, following):
 
 
 def test_what_left_its_region_is_not_looked_at_as_closely_again():
-    seen = Seen([place(40.0)], False)
+    seen = Seen([place(40.0)])
     assert ZOOM.following(2.4, seen) == pytest.approx(40 / 38.4)
     assert Zoom(RULE, 64, 0.5, too_close_mm=1.5).following(2.4, seen) is None  # 1.95 is near enough to 2.4
 
