@@ -14,17 +14,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import anyio
 from anyio import to_thread
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from service.api.archives import Inbox, unpack
 from service.api.body import refuse_longer, stream_blocks
 from service.errors import MalformedRequest, UnsupportedMediaType, UploadTooLarge
+from service.multipart import MultipartReader
 from service.settings import Settings
 from service.telemetry.stages import Stages
 
@@ -84,45 +83,20 @@ def _boundary(request: Request) -> bytes:
     return options[b"boundary"]
 
 
-class _Form:
-    """Receives the parser's callbacks: file parts go to numbered files, text parts to bounded memory. Blocking."""
+class _Form(MultipartReader):
+    """File parts go to numbered files, text parts to bounded memory. Blocking."""
 
     def __init__(self, boundary: bytes, inbox: Inbox, max_field_bytes: int) -> None:
+        super().__init__(boundary)
         self.inbox = inbox
         self.files: dict[str, list[Path]] = {name: [] for name in FILE_FIELDS}
         self._max_field_bytes = max_field_bytes
         self._texts: dict[str, bytearray] = {}
-        self._header_name, self._header_value, self._disposition = b"", b"", b""
-        self._name = ""
-        self._file: BinaryIO | None = None
-        self._ended = False
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": self._header_field,
-                    "on_header_value": self._header_content,
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_finished,
-                    "on_part_data": self._content,
-                    "on_part_end": self.close,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise MalformedRequest("the multipart boundary is not valid") from error
-
-    def write(self, block: bytes) -> None:
-        try:
-            self._parser.write(block)
-        except FormParserError as error:
-            raise MalformedRequest("the multipart body could not be parsed") from error
+        self._disposition, self._name = b"", ""
 
     def finish(self) -> None:
         """Raises: MalformedRequest when the body ended before its closing boundary, or holds no file."""
-        if not self._ended:
-            raise MalformedRequest("the body ended before its closing boundary; send it whole")
+        super().finish()
         self.files["files"] = [path for path in self.files["files"] if path.stat().st_size]
         if not self.files["files"]:
             raise MalformedRequest("no file was sent; add at least one part named files")
@@ -133,24 +107,13 @@ class _Form:
         except UnicodeDecodeError as error:
             raise MalformedRequest("a text field is not UTF-8") from error
 
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
-
     def _part_begins(self) -> None:
-        self._disposition = self._header_name = self._header_value = b""
+        super()._part_begins()
+        self._disposition = b""
 
-    def _header_field(self, block: bytes, start: int, stop: int) -> None:
-        self._header_name += block[start:stop]
-
-    def _header_content(self, block: bytes, start: int, stop: int) -> None:
-        self._header_value += block[start:stop]
-
-    def _header_ends(self) -> None:
-        if self._header_name.lower() == b"content-disposition":
-            self._disposition = self._header_value
-        self._header_name = self._header_value = b""
+    def _header(self, name: bytes, value: bytes) -> None:
+        if name == b"content-disposition":
+            self._disposition = value
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition.decode("latin-1"))
@@ -176,6 +139,3 @@ class _Form:
         text += block[start:stop]
         if len(text) > self._max_field_bytes:
             raise UploadTooLarge(f"{self._name} is longer than {self._max_field_bytes} bytes")
-
-    def _end(self) -> None:
-        self._ended = True

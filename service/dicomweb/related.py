@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from service.errors import MalformedRequest, StorageFull, UnsupportedMediaType
 from service.ledger.database import is_disk_full
+from service.multipart import MultipartReader
 
 MAX_PREAMBLE_BYTES = 64 * 1024
 MAX_PART_HEADER_BYTES = 8 * 1024
@@ -49,33 +48,17 @@ def read_related(content_type: str | None) -> Related:
     return Related(boundary, options.get(b"type", b"").decode("latin-1").lower())
 
 
-class RelatedParts:
+class RelatedParts(MultipartReader):
     """Writes parts to numbered files in `directory` and hands each on once it is whole."""
 
     def __init__(self, boundary: bytes, directory: Path, on_part: Callable[[Part], None]) -> None:
+        super().__init__(boundary)
         self._directory, self._on_part = directory, on_part
         self._opening, self._preamble = b"--" + boundary, b""
-        self._started = self._ended = False
+        self._started = False
         self._count = 0
-        self._file: BinaryIO | None = None
         self._path = directory
-        self._header_name, self._header_value, self._media_type, self._header_bytes = b"", b"", "", 0
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._part_begins,
-                    "on_header_field": self._header_field,
-                    "on_header_value": self._header_content,
-                    "on_header_end": self._header_ends,
-                    "on_headers_finished": self._headers_finished,
-                    "on_part_data": self._content,
-                    "on_part_end": self._part_ends,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise MalformedRequest("the multipart boundary is not valid") from error
+        self._media_type, self._header_bytes = "", 0
 
     @property
     def count(self) -> int:
@@ -89,9 +72,7 @@ class RelatedParts:
             if not self._started:
                 block = self._after_preamble(block)
             if block:
-                self._parser.write(block)
-        except FormParserError as error:
-            raise MalformedRequest("the multipart body could not be parsed") from error
+                super().write(block)
         except OSError as error:
             if is_disk_full(error):
                 raise StorageFull("the disk for what is being received is full") from error
@@ -99,15 +80,9 @@ class RelatedParts:
 
     def finish(self) -> None:
         """Raises: MalformedRequest: the body ended before its closing boundary, or has no part."""
-        if not self._ended:
-            raise MalformedRequest("the body ended before its closing boundary; send it whole")
+        super().finish()
         if not self._count:
             raise MalformedRequest("the body has no part")
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
 
     def _after_preamble(self, block: bytes) -> bytes:
         """Nothing until the first boundary has been seen, then the rest from it on."""
@@ -121,25 +96,25 @@ class RelatedParts:
         return rest
 
     def _part_begins(self) -> None:
-        self._header_name = self._header_value = b""
+        super()._part_begins()
         self._media_type, self._header_bytes = "", 0
 
     def _header_field(self, block: bytes, start: int, stop: int) -> None:
-        self._header_name += self._counted(block[start:stop])
+        self._count_header(stop - start)
+        super()._header_field(block, start, stop)
 
     def _header_content(self, block: bytes, start: int, stop: int) -> None:
-        self._header_value += self._counted(block[start:stop])
+        self._count_header(stop - start)
+        super()._header_content(block, start, stop)
 
-    def _counted(self, piece: bytes) -> bytes:
-        self._header_bytes += len(piece)
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
         if self._header_bytes > MAX_PART_HEADER_BYTES:
             raise MalformedRequest(f"a part has more than {MAX_PART_HEADER_BYTES} bytes of headers")
-        return piece
 
-    def _header_ends(self) -> None:
-        if self._header_name.lower() == b"content-type":
-            self._media_type = parse_options_header(self._header_value.decode("latin-1"))[0].decode("latin-1").lower()
-        self._header_name = self._header_value = b""
+    def _header(self, name: bytes, value: bytes) -> None:
+        if name == b"content-type":
+            self._media_type = parse_options_header(value.decode("latin-1"))[0].decode("latin-1").lower()
 
     def _headers_finished(self) -> None:
         self._count += 1
@@ -151,8 +126,5 @@ class RelatedParts:
             self._file.write(memoryview(block)[start:stop])
 
     def _part_ends(self) -> None:
-        self.close()
+        super()._part_ends()
         self._on_part(Part(self._path, self._media_type))
-
-    def _end(self) -> None:
-        self._ended = True
