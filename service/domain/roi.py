@@ -8,7 +8,7 @@ posterior, x toward left. Decision: docs/decisions/0004-region-of-interest.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations, product
 from math import ceil
 from typing import TypeAlias
@@ -47,10 +47,6 @@ class Lattice:
 
     def roi(self, corner: Corner) -> Geometry:
         return self.window(corner, (self.size,) * 3)
-
-    def coarser(self, factor: float) -> Lattice:
-        """The same axes and origin, wider spaced: an ROI of as many voxels sees more."""
-        return replace(self, spacing_mm=self.spacing_mm * factor)
 
 
 def lattice_on(source: Geometry, *, spacing_mm: float, size: int) -> Lattice:

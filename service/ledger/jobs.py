@@ -26,7 +26,6 @@ from service.ledger.tables import job, step
 BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0, 900.0)  # after the first failure, the second, ...; then the last again
 ENDED = ("done", "refused", "dead", "cancelled")
 REPLAYABLE = ("refused", "dead", "cancelled")
-STATES = ("waiting", "running", *ENDED)
 ALL_KINDS = ("series", "request", "delivery")
 
 

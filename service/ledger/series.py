@@ -128,11 +128,6 @@ class SeriesTable:
             enqueue(self._database, connection, jobs)
             return True
 
-    def add_jobs(self, jobs: Sequence[NewJob]) -> None:
-        """Enqueue without a decision: for an annotation that makes a decided series worth another look."""
-        with self._database.writing() as connection:
-            enqueue(self._database, connection, jobs)
-
     def previous_job(self, series_instance_uid: str, rule: str) -> str | None:
         """The latest job of an earlier revision by the same rule: what a new one names as its predecessor."""
         with self._database.reading() as connection:
