@@ -9,8 +9,9 @@ from PIL import Image
 from scipy import ndimage
 
 from contract.intensity import normalise
-from training.phantoms import Phantom, make_phantom
+from training.phantoms import make_phantom
 from training.recipe import INTENSITY
+from training.scene import Phantom
 
 COLUMNS, ROWS = 10, 3  # of each kind of scene
 SCALE = 2  # screen pixels per voxel

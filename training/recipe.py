@@ -8,7 +8,7 @@ from typing import Any
 
 from contract.grid import GridRule
 from contract.intensity import IntensityRule
-from training.phantoms import TARGETS
+from training.tissues import TARGETS
 
 # Phantoms have no millimetres but in anatomy: any tumour can be looked at so that it fills the region as in training.
 GRID = GridRule(

@@ -27,8 +27,9 @@ from contract.tensors import (
 )
 from contract.text import phrases
 from training.fields import Draw
-from training.phantoms import Phantom, make_phantom
+from training.phantoms import make_phantom
 from training.recipe import INTENSITY, NOUNS
+from training.scene import Phantom
 
 TEXT_ALONE, BOX, PREVIOUS_MASK = 0.55, 0.30, 0.12  # shares of samples; the rest has clicks only
 TEXT_ABSENT = 0.3  # share of text-alone samples that ask for what the scan does not show

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+TARGETS = ("liver", "kidney", "pancreas", "lung", "colon", "soft tissue")  # where tumours grow, as prompts name it
+
 #           CT, HU (low, high)   T1-weighted, T2-weighted, a.u. before gain
 TISSUES: dict[str, tuple[tuple[float, float], float, float]] = {
     "air": ((-1000, -950), 10, 10),

@@ -9,7 +9,9 @@ torch = pytest.importorskip("torch", reason="torch is in the export environment 
 pytestmark = pytest.mark.torch
 
 from training.fields import Draw, curve, ellipsoid, gaussian_matrix, separable, slice_matrix, tube  # noqa: E402
-from training.phantoms import TARGETS, Phantom, component, dilated, make_phantom  # noqa: E402
+from training.phantoms import make_phantom  # noqa: E402
+from training.scene import Phantom, component, dilated  # noqa: E402
+from training.tissues import TARGETS  # noqa: E402
 
 SIZE = 48
 

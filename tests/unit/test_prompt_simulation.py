@@ -22,7 +22,8 @@ from contract.tensors import (  # noqa: E402
     POINTS,
     network_specs,
 )
-from training.phantoms import Phantom, make_phantom  # noqa: E402
+from training.phantoms import make_phantom  # noqa: E402
+from training.scene import Phantom  # noqa: E402
 from training.simulate import (  # noqa: E402
     Sample,
     assemble,

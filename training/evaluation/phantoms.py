@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from training.evaluation.cases import Case, array_case
-from training.phantoms import Phantom, make_phantom
+from training.phantoms import make_phantom
 from training.recipe import HELD_OUT_SEED
+from training.scene import Phantom
 
 
 def phantom_case(index: int) -> Case:
