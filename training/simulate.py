@@ -118,19 +118,41 @@ def assemble(
     inside = np.ones_like(tumour) if inside is None else inside
     image = normalise(phantom.image, inside, INTENSITY[phantom.modality])
     image = np.where(inside, contrast[0] * image + contrast[1], 0).astype(np.float32)
+    return as_sample(
+        image, tumour, clicks=clicks, box=box, organ=organ, previous=previous,
+        words=finding or NOUNS[0], use_text=finding is not None,
+    )  # fmt: skip
+
+
+def as_sample(
+    image: np.ndarray,
+    target: np.ndarray,
+    *,
+    clicks: Sequence[Click],
+    box: np.ndarray | None,
+    organ: np.ndarray | None,
+    previous: np.ndarray | None,
+    words: str,
+    use_text: bool,
+) -> Sample:
+    """A sample of what is prepared already.
+
+    Args: image: (D, H, W) float32, normalised. target, organ, previous: (D, H, W) bool. words: what the text says,
+        whether it counts or not.
+    """
     coords, labels = place(clicks, box)
-    ids, ends = tokens(finding or NOUNS[0])
-    half = (phantom.tumour.shape[0] // 2,) * 3
+    ids, ends = tokens(words)
+    half = (target.shape[0] // 2,) * 3
     return Sample(
         image=image[None],
-        organ_mask=(np.zeros_like(tumour) if organ is None else organ)[None].astype(np.float32),
+        organ_mask=(np.zeros_like(target) if organ is None else organ)[None].astype(np.float32),
         input_ids=ids,
         eot_index=ends,
         point_coords=coords,
         point_labels=labels,
         mask_prompt=(np.zeros(half, np.float32) if previous is None else halved(previous))[None],
-        use_text=np.array([finding is not None], np.float32),
-        target=tumour[None].astype(np.float32),
+        use_text=np.array([use_text], np.float32),
+        target=target[None].astype(np.float32),
     )
 
 

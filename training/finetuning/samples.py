@@ -21,13 +21,11 @@ from training.finetuning.recipes import Recipe
 from training.simulate import (
     Click,
     Sample,
+    as_sample,
     correcting_clicks,
     distort,
     foreground_click,
-    halved,
     jittered_box,
-    place,
-    tokens,
 )
 
 POSITIVE = 2 / 3  # of the crops
@@ -183,17 +181,8 @@ def assemble(
     Args: finding: "liver tumour"; None when the text does not count, though alignment still learns the case's own.
     """
     image = normalise(crop.image + np.float32(shift), crop.inside, recipe.rule(case))
-    coords, labels = place(clicks or (), box)
-    ids, ends = tokens(finding or (f"{case.organ} tumour" if case.organ else ANY_FINDING))
-    half = (recipe.size // 2,) * 3
-    return Sample(
-        image=image[None],
-        organ_mask=(np.zeros_like(crop.tumour) if organ is None else organ)[None].astype(np.float32),
-        input_ids=ids,
-        eot_index=ends,
-        point_coords=coords,
-        point_labels=labels,
-        mask_prompt=(np.zeros(half, np.float32) if previous is None else halved(previous))[None],
-        use_text=np.array([finding is not None], np.float32),
-        target=crop.tumour[None].astype(np.float32),
-    )
+    words = finding or (f"{case.organ} tumour" if case.organ else ANY_FINDING)
+    return as_sample(
+        image, crop.tumour, clicks=clicks or (), box=box, organ=organ, previous=previous,
+        words=words, use_text=finding is not None,
+    )  # fmt: skip
