@@ -91,7 +91,7 @@ class FusionDecoder(nn.Module):
         self.detail = nn.Conv3d(pyramid + SUB_VOXELS, SUB_VOXELS, 3, padding=1)
         nn.init.zeros_(self.detail.weight)
         nn.init.zeros_(self.detail.bias)
-        self.register_buffer("taps", tap_matrix(sizes.tokens, sizes.half).clone(), persistent=False)
+        self.register_buffer("taps", tap_matrix(sizes.tokens, sizes.half), persistent=False)
 
     def forward(
         self,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-@cache
 def tap_matrix(coarse: int, fine: int) -> Tensor:
     """(fine, 3 * coarse): align_corners upsampling, then each of the 3 taps of a zero-padded convolution."""
     eye = torch.eye(coarse, dtype=torch.float64)[None]
