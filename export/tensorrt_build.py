@@ -32,7 +32,9 @@ class BuildOptions:
     precision: Precision = Precision.FP16
     usual_batch: int = 1  # the profile is tuned for it: a click waits for one region
     most_batch: int = MAX_BATCH
-    workspace_bytes: int = 4 * GIB  # scratch memory, fixed: a plan must not find less at the hospital than where built
+    # Scratch memory, fixed: a plan must not find less at the hospital than where it was built. 8 GiB were too little
+    # for the encoder of the paper's size in FP32 at batch 4 (TensorRT for RTX); 16 were enough
+    workspace_bytes: int = 16 * GIB
     version_compatible: bool = False  # runs on later minor versions of TensorRT too, at some cost in size and time
 
     def __post_init__(self) -> None:

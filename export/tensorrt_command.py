@@ -34,7 +34,7 @@ def main(
     repository: Annotated[Path | None, typer.Option(help="Also write a Triton repository of them here.")] = None,
     precision: Annotated[Precision, typer.Option(help="Of the heavy products.")] = Precision.FP16,
     batch: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Largest batch of the profile.")] = MAX_BATCH,
-    workspace_gib: Annotated[float, typer.Option(help="Scratch memory of an engine, fixed.")] = 4.0,
+    workspace_gib: Annotated[float, typer.Option(help="Scratch memory of an engine, fixed.")] = 16.0,
     timing_cache: Annotated[Path | None, typer.Option(help="Read and written: the next build is faster.")] = None,
     version_compatible: Annotated[bool, typer.Option(help="Also for later minor versions of TensorRT.")] = False,
     instances: Annotated[int, typer.Option(min=1, help="Of each network on a GPU.")] = 1,
