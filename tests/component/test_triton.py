@@ -185,11 +185,18 @@ async def test_a_server_of_another_configuration_is_refused(bundle, server):
 
 
 async def test_a_slow_server_is_a_timeout(bundle, server):
-    async with engine_at(bundle, server.url, timeout_s=0.04) as engine:
+    async with engine_at(bundle, server.url, timeout_s=0.15) as engine:
         await engine.check()
-        with pytest.raises(ModelTimeout, match=r"sam_encoder within 0\.04 s") as late:
-            await engine.encode(*region())
-        assert late.value.retry_after_s == 5
+        calls = (engine.encode(*region()) for _ in range(4))  # one alone may be done in time
+        late = [
+            answer for answer in await asyncio.gather(*calls, return_exceptions=True) if isinstance(answer, Exception)
+        ]
+        assert late
+        for answer in late:
+            with pytest.raises(ModelTimeout, match=r"sam_encoder within 0\.15 s") as raised:
+                raise answer
+            assert raised.value.retry_after_s == 5
+        await asyncio.sleep(1.5)  # the server still works off what nobody waits for
         await engine.check()
 
 
