@@ -29,7 +29,7 @@ from contract.sizes import CONFIGURATIONS
 from export.networks.build import Tags, build_tags
 from training.losses import soft_dice_loss, total_loss
 from training.recipe import meta
-from training.simulate import Sample, corrected, make_sample
+from training.simulate import TRUTH, Sample, corrected, make_sample
 
 WARM_UP = 0.03  # share of the budget
 FINAL_RATE = 0.02  # of the peak, at the end of the cosine
@@ -204,10 +204,10 @@ def advance(run: Run, plan: Plan, progress: float, drawn: list[Sample]) -> dict[
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["share"]
     batch = to_device(collate(later_round(run.model, drawn, run.step, plan)), plan)
-    inputs = {name: value for name, value in batch.items() if name != "target"}
+    inputs = inputs_of(batch)
     with torch.autocast(plan.device, torch.bfloat16, enabled=plan.device == "cuda"):
         logits, semantic_map = run.model(**inputs)
-    loss = total_loss(logits.float(), semantic_map.float(), batch["target"], batch["use_text"])
+    loss = total_loss(logits.float(), semantic_map.float(), batch)
     loss.backward()
     average_gradients(run.model, plan)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
@@ -269,13 +269,16 @@ def later_round(model: Tags, drawn: list[Sample], step: int, plan: Plan) -> list
     """The samples after none, one or two rounds of answers and corrections; the same for all workers of a step."""
     rng = np.random.default_rng([plan.seed, step, 1])
     for _ in range(int(rng.choice(len(LATER_ROUNDS), p=LATER_ROUNDS))):
-        batch = to_device(collate(drawn), plan)
-        del batch["target"]
         with torch.no_grad():
-            logits, _ = model(**batch)
+            logits, _ = model(**inputs_of(to_device(collate(drawn), plan)))
         found = (logits[:, 0] > 0).cpu().numpy()
         drawn = [corrected(sample, mask, rng) for sample, mask in zip(drawn, found, strict=True)]
     return drawn
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the networks read of a batch; the rest is truth."""
+    return {name: value for name, value in batch.items() if name not in TRUTH}
 
 
 def to_device(batch: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-ALIGNMENT_WEIGHT = 0.1
+from contract.tensors import LABEL_PAD
+
+ALIGNMENT_WEIGHT = 0.2
+MISSED_WEIGHT = 0.15
 SMOOTH_VOXELS = 10.0  # keeps Dice calm on the smallest tumours and defined on empty ones
 
 
@@ -25,19 +28,39 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * both + SMOOTH_VOXELS) / (probability.sum(1) + truth.sum(1) + SMOOTH_VOXELS)
 
 
-def alignment_loss(semantic_map: Tensor, target: Tensor, use_text: Tensor) -> Tensor:
-    """Cross-entropy of the text similarity map (B, 1, T, T, T) against the share of tumour in each token.
+def alignment_loss(semantic_map: Tensor, text_map: Tensor) -> Tensor:
+    """Cross-entropy of the text similarity map (B, 1, T, T, T) against what the words mean (B, 1, S, S, S).
 
-    Only samples whose text counts; tokens with tumour weigh as much as all others together.
+    Tokens of the tumour and its organ weigh as much as all others together. TAGS aligns with the tumour alone; where
+    the organ is, too, tells the words of one organ from those of another many times sooner.
+    Args: text_map: 1 tumour, 0.5 organ, 0 elsewhere; -1 where the words mean nothing certain: such samples do not count.
     """
-    share = functional.adaptive_avg_pool3d(target, semantic_map.shape[-1]).flatten(1)
-    share = (2 * share).clamp(max=1)
+    known = (text_map.flatten(1)[:, 0] >= 0).to(semantic_map.dtype)
+    share = functional.adaptive_avg_pool3d(text_map.clamp(min=0), semantic_map.shape[-1]).flatten(1)
     entropy = functional.binary_cross_entropy_with_logits(semantic_map.flatten(1), share, reduction="none")
-    foreground = (entropy * share).sum(1) / share.sum(1).clamp(min=1)
-    background = (entropy * (1 - share)).mean(1)
-    return ((foreground + background) * use_text[:, 0]).sum() / use_text.sum().clamp(min=1)
+    meant = (entropy * share).sum(1) / share.sum(1).clamp(min=0.1)
+    elsewhere = (entropy * (1 - share)).mean(1)
+    return ((meant + elsewhere) * known).sum() / known.sum().clamp(min=1)
 
 
-def total_loss(mask_logits: Tensor, semantic_map: Tensor, target: Tensor, use_text: Tensor) -> Tensor:
-    """The scalar that training minimises."""
-    return mask_loss(mask_logits, target) + ALIGNMENT_WEIGHT * alignment_loss(semantic_map, target, use_text)
+def missed_loss(logits: Tensor, target: Tensor, text_alone: Tensor) -> Tensor:
+    """Cross-entropy within the tumours that a text alone should find. Without it the network soon says nothing at all:
+    where no click points, a small tumour's share of the other losses is too small to bring it back.
+
+    Args: text_alone: (B, 1), 1 where no other prompt says where.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(1)
+    truth = target.flatten(1)
+    missed = (entropy * truth).sum(1) / truth.sum(1).clamp(min=1)
+    return (missed * text_alone[:, 0]).mean()
+
+
+def total_loss(mask_logits: Tensor, semantic_map: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The scalar that training minimises. Args: batch: fields of `training.simulate.Sample`, with the batch axis."""
+    target = batch["target"]
+    pointed = (batch["point_labels"] != LABEL_PAD).any(1, keepdim=True) | batch["mask_prompt"].flatten(1).any(1, True)
+    return (
+        mask_loss(mask_logits, target)
+        + ALIGNMENT_WEIGHT * alignment_loss(semantic_map, batch["text_map"])
+        + MISSED_WEIGHT * missed_loss(mask_logits, target, (~pointed).to(target.dtype))
+    )

@@ -27,6 +27,7 @@ class Phantom:
     same_organ: np.ndarray  # bool, every tumour of that organ, which a text means
     distractors: np.ndarray  # bool, other tumours, look-alikes, vessels, bones
     organ: np.ndarray  # bool, the organ with its tumours
+    organs: np.ndarray  # uint8, 1 + index in TARGETS of the organ without its tumours, 0 elsewhere
     organ_name: str  # one of TARGETS
     healthy: tuple[str, ...]  # targets that are in view and have no tumour, or are not in view
     anatomy: bool  # names mean something here
@@ -54,6 +55,7 @@ class Scene(ABC):
         self.distractors = self.empty()
         self.forbidden = self.empty()  # where no tumour grows: air, mostly bone
         self.organ = self.empty()
+        self.organs = torch.zeros(self.shape, dtype=torch.uint8, device=self.draw.device)
 
     def empty(self) -> Tensor:
         return torch.zeros(self.shape, dtype=torch.bool, device=self.draw.device)
@@ -158,6 +160,7 @@ class Scene(ABC):
             same_organ=(self.same_organ | tumour).cpu().numpy(),
             distractors=(self.distractors & ~tumour).cpu().numpy(),
             organ=(self.organ | tumour).cpu().numpy(),
+            organs=self.organs.cpu().numpy(),
             organ_name=self.organ_name,
             healthy=self.healthy,
             anatomy=self.anatomy,

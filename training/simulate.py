@@ -30,12 +30,16 @@ from training.fields import Draw
 from training.phantoms import make_phantom
 from training.recipe import INTENSITY, NOUNS
 from training.scene import Phantom
+from training.tissues import TARGETS
 
-TEXT_ALONE, BOX, PREVIOUS_MASK = 0.55, 0.30, 0.12  # shares of samples; the rest has clicks only
-TEXT_ABSENT = 0.3  # share of text-alone samples that ask for what the scan does not show
+TEXT_ALONE, BOX, PREVIOUS_MASK = 0.65, 0.30, 0.12  # shares of samples; the rest has clicks only
+TEXT_ABSENT = 0.2  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
 ORGAN_MASK = 0.3
 CLICKS = (0.55, 0.2, 0.13, 0.08, 0.04)  # probability of 1 .. 5 clicks
+
+
+TRUTH = ("target", "text_map")  # the fields of a sample that no network reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,7 @@ class Sample:
     mask_prompt: np.ndarray  # (1, S/2, S/2, S/2) float32, zeros = none
     use_text: np.ndarray  # (1,) float32
     target: np.ndarray  # (1, S, S, S) float32, 0 or 1
+    text_map: np.ndarray  # (1, S, S, S) float32, 1 in tumours that the words mean, 0.5 in their organ; -1 if unknown
 
 
 def make_sample(seed: int, index: int, *, size: int, device: str = "cpu") -> Sample:
@@ -67,11 +72,14 @@ def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
     clicks: list[Click] = []
     box = previous = None
     finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", bool(rng.random() < TEXT_ELSEWHERE)
+    text_map = named(phantom, phantom.organ_name) if phantom.anatomy else None
     if phantom.anatomy and rng.random() < TEXT_ALONE:
         use_text = True
         tumour = phantom.same_organ & inside
         if phantom.healthy and rng.random() < TEXT_ABSENT:
-            finding, tumour = f"{rng.choice(phantom.healthy)} {rng.choice(NOUNS)}", np.zeros_like(tumour)
+            organ_name = str(rng.choice(phantom.healthy))
+            finding, tumour = f"{organ_name} {rng.choice(NOUNS)}", np.zeros_like(tumour)
+            text_map = named(phantom, organ_name)
     else:
         kind = rng.random()
         if kind < BOX:
@@ -84,10 +92,16 @@ def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
         else:
             clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
         if use_text and (not phantom.anatomy or rng.random() < 0.2):
-            finding = str(rng.choice(NOUNS))
+            finding, text_map = str(rng.choice(NOUNS)), None
     organ = noisy_organ(phantom, rng) if rng.random() < ORGAN_MASK else None
     return assemble(phantom, tumour, inside=inside, clicks=clicks, box=box, organ=organ, previous=previous,
-                    finding=finding if use_text else None, contrast=contrast(rng))  # fmt: skip
+                    finding=finding, use_text=use_text, text_map=text_map, contrast=contrast(rng))  # fmt: skip
+
+
+def named(phantom: Phantom, organ_name: str) -> np.ndarray:
+    """(D, H, W) float32: 1 in the tumours of a target organ, 0.5 in the organ, 0 elsewhere."""
+    organ = np.where(phantom.organs == 1 + TARGETS.index(organ_name), np.float32(0.5), np.float32(0))
+    return np.where(phantom.same_organ, np.float32(1), organ) if organ_name == phantom.organ_name else organ
 
 
 def contrast(rng: np.random.Generator) -> tuple[float, float]:
@@ -107,20 +121,23 @@ def assemble(
     box: np.ndarray | None = None,
     organ: np.ndarray | None = None,
     previous: np.ndarray | None = None,
-    finding: str | None = None,
+    finding: str = NOUNS[0],
+    use_text: bool = False,
+    text_map: np.ndarray | None = None,
     contrast: tuple[float, float] = (1.0, 0.0),
 ) -> Sample:
     """The sample for given prompts.
 
     Args: tumour, organ, previous, inside: (D, H, W) bool; inside is False where the scan ends before the region does.
-        box: (2, 3) corners, smaller then larger z, y, x. finding: "liver tumour", None when text does not count.
+        box: (2, 3) corners, smaller then larger z, y, x. finding: "liver tumour", also when the text does not count:
+        image features learn what it means all the same.
     """
     inside = np.ones_like(tumour) if inside is None else inside
     image = normalise(phantom.image, inside, INTENSITY[phantom.modality])
     image = np.where(inside, contrast[0] * image + contrast[1], 0).astype(np.float32)
     return as_sample(
         image, tumour, clicks=clicks, box=box, organ=organ, previous=previous,
-        words=finding or NOUNS[0], use_text=finding is not None,
+        words=finding, use_text=use_text, text_map=text_map,
     )  # fmt: skip
 
 
@@ -134,11 +151,12 @@ def as_sample(
     previous: np.ndarray | None,
     words: str,
     use_text: bool,
+    text_map: np.ndarray | None = None,
 ) -> Sample:
     """A sample of what is prepared already.
 
     Args: image: (D, H, W) float32, normalised. target, organ, previous: (D, H, W) bool. words: what the text says,
-        whether it counts or not.
+        whether it counts or not. text_map: (D, H, W) float32, None if nobody knows where that is.
     """
     coords, labels = place(clicks, box)
     ids, ends = tokens(words)
@@ -153,6 +171,7 @@ def as_sample(
         mask_prompt=(np.zeros(half, np.float32) if previous is None else halved(previous))[None],
         use_text=np.array([use_text], np.float32),
         target=target[None].astype(np.float32),
+        text_map=(np.full(target.shape, -1, np.float32) if text_map is None else text_map)[None],
     )
 
 

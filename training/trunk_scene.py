@@ -50,6 +50,8 @@ class TrunkScene(Scene):
         self.same_organ = grown[names[0]]
         self.tumour = self.tumour & self.same_organ
         self.organ = organs[self.organ_name] | self.same_organ
+        for number, target in enumerate(TARGETS):
+            self.organs[organs[target]] = 1 + number
         for name in names[1:]:
             self.distractors |= grown[name] & ~self.same_organ
         self.distractors |= self.same_organ & ~self.tumour

@@ -51,6 +51,7 @@ class Zoom:
     rule: GridRule
     size: int
     finest_mm: float
+    coarsest_mm: float
     too_close_mm: float = 0.0
 
     def first(self, told_mm: Sequence[np.ndarray], clicks_mm: np.ndarray) -> float:
@@ -78,13 +79,16 @@ class Zoom:
         return None if alike and not (seen.leaves and wanted > spacing_mm) else wanted
 
     def _within(self, spacing_mm: float) -> float:
-        return min(max(spacing_mm, self.finest_mm), self.rule.coarsest_mm)
+        return min(max(spacing_mm, self.finest_mm), self.coarsest_mm)
 
 
 def zoom_on(source: Geometry, rule: GridRule, size: int) -> Zoom:
-    """A source coarser than the rule is looked at as closely as makes sense."""
+    """A source coarser than the rule is looked at as closely as makes sense, and a small one not from so far away that
+    the region is mostly beyond its edges."""
     finest = max(rule.finest_mm, FINER_THAN_SOURCE * float(min(source.spacing_zyx_mm)))
-    return Zoom(rule, size, min(finest, rule.coarsest_mm))
+    whole = float(np.max(np.array(source.shape_zyx) * source.spacing_zyx_mm)) / size
+    coarsest = min(rule.coarsest_mm, max(whole, finest))
+    return Zoom(rule, size, min(finest, coarsest), coarsest)
 
 
 def seen_in(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import CONFIGURATIONS, SMALL  # noqa: E402
 from training.loop import Plan, Run, advance, later_round, restore, samples, save, schedule, start, train  # noqa: E402
-from training.losses import alignment_loss, mask_loss, soft_dice_loss  # noqa: E402
+from training.losses import alignment_loss, mask_loss, missed_loss, soft_dice_loss  # noqa: E402
 from training.recipe import INTENSITY  # noqa: E402
 
 TINY = replace(
@@ -121,13 +121,27 @@ def test_a_perfect_mask_costs_nothing_and_the_opposite_much():
     assert float(soft_dice_loss(-certain, target)) > 0.9
 
 
-def test_alignment_ignores_samples_without_text():
+def test_alignment_wants_the_tumour_likely_its_organ_possible_and_the_rest_out():
+    text_map = torch.zeros(2, 1, 8, 8, 8)
+    text_map[0, 0, :4, :4, :4] = 1
+    text_map[0, 0, :4, :4, 4:] = 0.5
+    similarity = torch.full((2, 1, 2, 2, 2), -9.0)
+    similarity[0, 0, 0, 0] = torch.tensor([9.0, 0.0])
+    text_map[1] = -1  # words that mean nothing certain
+    right = alignment_loss(similarity, text_map)
+    similarity[1] = 9.0
+    assert torch.equal(right, alignment_loss(similarity, text_map))
+    for cell, value in (((0, 0, 0, 0, 0), -1.0), ((0, 0, 0, 0, 1), 3.0), ((0, 0, 1, 1, 1), 3.0)):
+        wrong = similarity.clone()
+        wrong[cell] = value
+        assert float(alignment_loss(wrong, text_map)) > float(right) + 0.05
+    assert float(alignment_loss(similarity, torch.full_like(text_map, -1))) == 0
+
+
+def test_a_tumour_that_only_a_text_names_costs_when_it_is_missed():
     target = torch.zeros(2, 1, 8, 8, 8)
-    target[0, 0, :4, :4, :4] = 1
-    similarity = torch.full((2, 1, 2, 2, 2), -5.0)
-    similarity[0, 0, 0, 0, 0] = 5.0
-    only_first = alignment_loss(similarity, target, torch.tensor([[1.0], [0.0]]))
-    similarity[1] = 5.0  # wrong, but its text does not count
-    assert torch.equal(only_first, alignment_loss(similarity, target, torch.tensor([[1.0], [0.0]])))
-    assert float(only_first) < 0.02
-    assert float(alignment_loss(similarity, target, torch.zeros(2, 1))) == 0
+    target[:, :, 2:4, 2:4, 2:4] = 1
+    silent = torch.full_like(target, -8.0)
+    assert float(missed_loss(silent, target, torch.tensor([[1.0], [0.0]]))) == pytest.approx(4.0, abs=0.01)
+    assert float(missed_loss(silent, target, torch.zeros(2, 1))) == 0
+    assert float(missed_loss(silent, torch.zeros_like(target), torch.ones(2, 1))) == 0

@@ -25,6 +25,7 @@ from contract.tensors import (  # noqa: E402
 from training.phantoms import make_phantom  # noqa: E402
 from training.scene import Phantom  # noqa: E402
 from training.simulate import (  # noqa: E402
+    TRUTH,
     Sample,
     assemble,
     background_click,
@@ -63,7 +64,7 @@ def _rng() -> np.random.Generator:
 
 def test_a_sample_has_exactly_the_inputs_of_the_ensemble_and_a_target() -> None:
     inputs = {spec.name: spec for spec in network_specs(SMALL)[ENSEMBLE].inputs}
-    assert {f.name for f in fields(Sample)} == {*inputs, "target"}
+    assert {f.name for f in fields(Sample)} == {*inputs, *TRUTH}
     phantom = make_phantom(0, size=SMALL.roi, modality="MR")
     sample = assemble(phantom, phantom.tumour, clicks=[(np.array([30.0, 32, 34]), LABEL_FOREGROUND)])
     for name, spec in inputs.items():

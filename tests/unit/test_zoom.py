@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from service.domain.zoom import Seen, Zoom, zoom_on
 from tests.fakes.source import FakeSource, grid
 
 RULE = GridRule(1.5, 0.35, 6.0, 3.0, 6.5, fill=0.6)
-ZOOM = Zoom(RULE, 64, finest_mm=0.5)
+ZOOM = Zoom(RULE, 64, finest_mm=0.5, coarsest_mm=6.0)
 AXIAL = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
 
 
@@ -62,13 +64,22 @@ def test_the_next_look_is_wider_closer_or_none(spacing, seen, following):
 def test_what_left_its_region_is_not_looked_at_as_closely_again():
     seen = Seen([place(40.0)])
     assert ZOOM.following(2.4, seen) == pytest.approx(40 / 38.4)
-    assert Zoom(RULE, 64, 0.5, too_close_mm=1.5).following(2.4, seen) is None  # 1.95 is near enough to 2.4
+    assert replace(ZOOM, too_close_mm=1.5).following(2.4, seen) is None  # 1.95 is near enough to 2.4
 
 
 def test_nothing_is_looked_at_more_closely_than_half_the_sources_spacing():
     source = grid(AXIAL, (5.0, 1.6, 1.4), (10, 20, 20))
     assert zoom_on(source, RULE, 64).finest_mm == pytest.approx(0.7)
     assert zoom_on(source, fixed_grid(0.4), 64).finest_mm == 0.4
+
+
+def test_a_small_scan_is_not_looked_at_from_beyond_its_edges():
+    small = grid(AXIAL, (2.0, 1.0, 1.0), (20, 40, 64))  # 64 mm at most
+    zoom = zoom_on(small, RULE, 64)
+    assert zoom.coarsest_mm == pytest.approx(1.0)
+    assert zoom.first([], np.zeros((1, 3))) == pytest.approx(1.0)
+    assert zoom_on(grid(AXIAL, (5.0, 0.9, 0.9), (20, 512, 512)), RULE, 64).coarsest_mm == RULE.coarsest_mm
+    assert zoom_on(grid(AXIAL, (5.0, 5.0, 5.0), (4, 4, 4)), RULE, 64).coarsest_mm == pytest.approx(2.5)
 
 
 def test_slices_are_decoded_once_and_forgotten_beyond_the_limit():
