@@ -33,7 +33,7 @@ def alignment_loss(semantic_map: Tensor, text_map: Tensor) -> Tensor:
 
     Tokens of the tumour and its organ weigh as much as all others together. TAGS aligns with the tumour alone; where
     the organ is, too, tells the words of one organ from those of another many times sooner.
-    Args: text_map: 1 tumour, 0.5 organ, 0 elsewhere; -1 where the words mean nothing certain: such samples do not count.
+    Args: text_map: 1 tumour, 0.5 organ, 0 elsewhere; -1 where words mean nothing certain: those samples do not count.
     """
     known = (text_map.flatten(1)[:, 0] >= 0).to(semantic_map.dtype)
     share = functional.adaptive_avg_pool3d(text_map.clamp(min=0), semantic_map.shape[-1]).flatten(1)

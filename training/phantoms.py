@@ -17,13 +17,22 @@ CT_SHARE = 0.55
 
 
 def make_phantom(
-    seed: int, *, size: int = 64, modality: str | None = None, anatomy: bool | None = None, device: str = "cpu"
+    seed: int,
+    *,
+    size: int = 64,
+    modality: str | None = None,
+    anatomy: bool | None = None,
+    any_size: bool = False,
+    device: str = "cpu",
 ) -> Phantom:
-    """Phantom number `seed`. Kind and modality are drawn when not given."""
+    """Phantom number `seed`. Kind and modality are drawn when not given.
+
+    Args: any_size: tumours from tiny to beyond the region alike, where most would otherwise suit it.
+    """
     draw = Draw(seed, device)
     modality = modality or ("CT" if draw.chance(CT_SHARE) else "MR")
     anatomy = draw.chance(ANATOMY_SHARE) if anatomy is None else anatomy
-    scene = (TrunkScene if anatomy else TissueScene)(draw, size, modality)
+    scene = (TrunkScene if anatomy else TissueScene)(draw, size, modality, any_size)
     for _ in range(20):  # a tumour may come out empty, cut away by what bounds it
         scene.paint()
         if int(scene.tumour.sum()) >= 8:

@@ -40,7 +40,8 @@ class Scene(ABC):
 
     anatomy = False
 
-    def __init__(self, draw: Draw, size: int, modality: str) -> None:
+    def __init__(self, draw: Draw, size: int, modality: str, any_size: bool = False) -> None:
+        self.any_size = any_size
         self.draw, self.rng, self.size, self.modality = draw, draw.rng, size, modality
         self.shape = (size, size, size)
         self.unit = 1.0 if modality == "CT" else 4.0  # of texture and noise

@@ -32,7 +32,9 @@ from training.recipe import INTENSITY, NOUNS
 from training.scene import Phantom
 from training.tissues import TARGETS
 
-TEXT_ALONE, BOX, PREVIOUS_MASK = 0.65, 0.30, 0.12  # shares of samples; the rest has clicks only
+ANY_SIZE = 0.5  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
+TEXT_ALONE = 0.65  # share of anatomy samples
+BOX, PREVIOUS_MASK = 0.45, 0.20  # shares of the others that may have them; the rest has clicks only
 TEXT_ABSENT = 0.2  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
 ORGAN_MASK = 0.3
@@ -61,12 +63,14 @@ class Sample:
 def make_sample(seed: int, index: int, *, size: int, device: str = "cpu") -> Sample:
     """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume."""
     rng = np.random.default_rng([seed, index, size])
-    return simulate(make_phantom(int(rng.integers(1 << 29)), size=size, device=device), rng)
+    any_size = bool(rng.random() < ANY_SIZE)
+    phantom = make_phantom(int(rng.integers(1 << 29)), size=size, any_size=any_size, device=device)
+    return simulate(phantom, rng, clicks_only=any_size)
 
 
-def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
+def simulate(phantom: Phantom, rng: np.random.Generator, *, clicks_only: bool = False) -> Sample:
     """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does, which only
-    an anatomy gives a meaning."""
+    an anatomy gives a meaning. Args: clicks_only: neither box nor previous mask."""
     inside = _scanned(phantom.tumour, rng)
     tumour = phantom.tumour & inside
     clicks: list[Click] = []
@@ -81,7 +85,7 @@ def simulate(phantom: Phantom, rng: np.random.Generator) -> Sample:
             finding, tumour = f"{organ_name} {rng.choice(NOUNS)}", np.zeros_like(tumour)
             text_map = named(phantom, organ_name)
     else:
-        kind = rng.random()
+        kind = 1.0 if clicks_only else rng.random()
         if kind < BOX:
             box = jittered_box(tumour, rng)
             if rng.random() < 0.3:

@@ -62,6 +62,14 @@ def test_tumours_vary_in_size_and_organ(phantoms: list[Phantom]) -> None:
     assert named <= set(TARGETS)
 
 
+def test_tumours_of_any_size_are_smaller_and_larger_than_those_that_suit_the_region() -> None:
+    def sizes(any_size: bool) -> np.ndarray:
+        drawn = (make_phantom(seed, size=32, anatomy=False, any_size=any_size) for seed in range(40))
+        return np.array([phantom.tumour.sum() for phantom in drawn])
+
+    assert np.median(sizes(any_size=True)) < 0.5 * np.median(sizes(any_size=False))
+
+
 def test_only_an_anatomy_says_what_is_healthy_and_never_the_organ_of_the_tumour(phantoms: list[Phantom]) -> None:
     for phantom in phantoms:
         assert set(phantom.healthy) <= set(TARGETS)

@@ -37,11 +37,14 @@ from training.simulate import (  # noqa: E402
     halved,
     jittered_box,
     make_sample,
+    named,
     noisy_organ,
     place,
+    simulate,
     tokens,
     worst_error,
 )
+from training.tissues import TARGETS  # noqa: E402
 
 SIZE = 48
 HALF = SIZE // 2
@@ -218,7 +221,37 @@ def test_halving_gives_the_share_of_each_cell() -> None:
 def test_beyond_the_scan_the_image_is_zero_after_normalisation(phantom: Phantom) -> None:
     inside = np.ones_like(phantom.tumour)
     inside[:5] = False
-    sample = assemble(phantom, phantom.tumour & inside, inside=inside, finding="liver tumour")
+    sample = assemble(phantom, phantom.tumour & inside, inside=inside, finding="liver tumour", use_text=True)
     assert not sample.image[0, :5].any()
     assert sample.use_text[0] == 1
     assert sample.mask_prompt.shape == (1, HALF, HALF, HALF)
+
+
+def test_the_text_map_has_the_named_organ_at_half_and_its_tumours_whole() -> None:
+    anatomy = make_phantom(4, size=SIZE, modality="CT", anatomy=True)
+    sick = named(anatomy, anatomy.organ_name)
+    assert np.array_equal(sick == 1, anatomy.same_organ)
+    assert np.array_equal(sick > 0, (anatomy.organs == 1 + TARGETS.index(anatomy.organ_name)) | anatomy.same_organ)
+    for organ_name in anatomy.healthy:
+        healthy = named(anatomy, organ_name)
+        assert set(np.unique(healthy)) <= {0, 0.5}
+        assert not (healthy[anatomy.organs != 1 + TARGETS.index(organ_name)]).any()
+
+
+def test_only_anatomy_says_where_words_belong(samples: list[Sample]) -> None:
+    known = [sample for sample in samples if sample.text_map.max() >= 0]
+    assert 0 < len(known) < len(samples)
+    alone = [sample for sample in samples if np.all(sample.point_labels == LABEL_PAD) and not sample.mask_prompt.any()]
+    assert alone
+    for sample in alone:
+        assert sample.text_map.min() >= 0
+        assert np.array_equal(sample.text_map[sample.target > 0], np.ones(int(sample.target.sum()), np.float32))
+
+
+def test_of_a_tumour_of_any_size_only_clicks_are_told() -> None:
+    phantom = make_phantom(2, size=SIZE, modality="CT", anatomy=False)
+    for seed in range(30):
+        sample = simulate(phantom, np.random.default_rng(seed), clicks_only=True)
+        assert not np.isin(sample.point_labels, (LABEL_BOX_MIN, LABEL_BOX_MAX)).any()
+        assert not sample.mask_prompt.any()
+        assert (sample.point_labels == LABEL_FOREGROUND).any()
