@@ -28,6 +28,9 @@ def run(
     workers: Annotated[int, typer.Option(help="processes that share each batch, one core each")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda; on cuda one worker, and phantoms are made there")] = "cpu",
     init: Annotated[Path | None, typer.Option(help="checkpoint to start from")] = None,
+    close_up: Annotated[
+        int | None, typer.Option(help="a cheap first stage: voxels per side of parts of phantoms")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
     """Train one stage; its checkpoint is OUT/last.pt."""
@@ -39,8 +42,8 @@ def run(
         raise typer.BadParameter("the batch must be a multiple of the workers")
     roi = CONFIGURATIONS[config].roi
     plan = Plan(
-        config=config, roi=roi, batch=batch, rate=rate, seed=seed, steps=steps, minutes=minutes, workers=workers,
-        device=device,
+        config=config, roi=close_up or roi, whole=roi if close_up else None, batch=batch, rate=rate, seed=seed,
+        steps=steps, minutes=minutes, workers=workers, device=device,
     )  # fmt: skip
     typer.echo(train(plan, out, init=init, resume=resume))
 

@@ -16,6 +16,7 @@ from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from contract.sizes import CONFIGURATIONS
 from export.networks.build import Tags, build_tags
 from training.losses import soft_dice_loss, total_loss
 from training.recipe import meta
-from training.simulate import TRUTH, Sample, corrected, make_sample
+from training.simulate import TRUTH, Sample, corrected, make_close_up, make_sample
 
 WARM_UP = 0.03  # share of the budget
 FINAL_RATE = 0.02  # of the peak, at the end of the cosine
@@ -47,13 +48,16 @@ class Plan:
     """One stage of training."""
 
     config: str  # a key of CONFIGURATIONS
-    roi: int  # voxels per side; smaller than the configuration's for a cheap first stage
+    roi: int  # voxels per side of a sample
     batch: int  # 2 or more per worker: for one sample, oneDNN's 3D convolutions took twelve times as long
     rate: float  # peak learning rate of the decoder
     seed: int
     steps: int | None = None  # the budget: a number of steps,
     minutes: float | None = None  # or wall-clock time over all sessions of the run
     workers: int = 1  # processes that share a batch
+    whole: int | None = (
+        None  # voxels per side of the phantoms that samples are cut out of; None: of the size of samples
+    )
     device: str = "cpu"  # or "cuda": phantoms are made there, too
 
     def progress(self, step: int, minutes: float) -> float:
@@ -262,7 +266,8 @@ def samples(plan: Plan, rank: int, step: int) -> list[Sample]:
     torch.set_num_threads(1)
     share = plan.batch // plan.workers
     first = step * plan.batch + rank * share
-    return [make_sample(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
+    make = make_sample if plan.whole is None else partial(make_close_up, whole=plan.whole)
+    return [make(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
 
 
 def later_round(model: Tags, drawn: list[Sample], step: int, plan: Plan) -> list[Sample]:

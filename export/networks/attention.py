@@ -76,13 +76,13 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)  # (query, key) -> row of a table
         self.register_buffer("positions", one_hot_positions(window), persistent=False)
 
-    def relative(self, q: Tensor) -> Tensor:
-        """(N, window**3, d) unscaled queries to (N, window**3, 3 * window) logits per key position and axis."""
-        n, w, d = q.shape[0], self.window, self.head_width
+    def relative(self, q: Tensor, w: int) -> Tensor:
+        """(N, w**3, d) unscaled queries to (N, w**3, 3 * w) logits per key position and axis."""
+        n, d = q.shape[0], self.head_width
         cube = q.reshape(n, w, w, w, d)
         columns = []
         for axis, table in enumerate((self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)):
-            keys = table[self.offsets].transpose(1, 2)  # (query position, d, key position)
+            keys = table[self.offsets[:w, :w]].transpose(1, 2)  # (query position, d, key position)
             lead = cube.permute(axis + 1, 0, *[i for i in (1, 2, 3) if i != axis + 1], 4).reshape(w, n * w * w, d)
             part = torch.bmm(lead, keys).transpose(0, 1)  # (n * w * w, query position, key position)
             part = part.reshape(n, w, w, w, w).permute(0, *[(3, 1, 2), (1, 3, 2), (1, 2, 3)][axis], 4)
@@ -90,18 +90,24 @@ class WindowAttention(nn.Module):
         return torch.cat(columns, dim=-1)
 
     def forward(self, x: Tensor, sides: Tensor | None) -> Tensor:
-        """x: (windows, window**3, E); sides: (windows, window**3, 3) from `shift_sides`, or None without a shift."""
+        """x: (windows, w**3, E); sides: (windows, w**3, 3) from `shift_sides`, or None without a shift.
+
+        w is `window`, or smaller when training on a region that has fewer tokens per side.
+        """
         n, length, width = x.shape
+        whole = length == self.window**3
+        window = self.window if whole else round(length ** (1 / 3))
+        positions = self.positions if whole else one_hot_positions(window).to(x)
         q, k, v = (
             self.qkv(x).reshape(n, length, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4).reshape(
                 3, n * self.heads, length, self.head_width
             )
         )  # each (windows * heads, length, d)  # fmt: skip
-        query = [q * self.head_width**-0.5, self.relative(q)]
-        key = [k, self.positions.expand(n * self.heads, -1, -1)]
+        query = [q * self.head_width**-0.5, self.relative(q, window)]
+        key = [k, positions.expand(n * self.heads, -1, -1)]
         if sides is not None:
             scaled = SEPARATION**0.5 * sides
-            present = self.head_width + 3 * self.window
+            present = self.head_width + 3 * window
             columns = centred_columns(sides, present) if self.half_precision else (scaled, scaled)
             for matrix, column in zip((query, key), columns, strict=True):
                 column = column.repeat_interleave(self.heads, dim=0)

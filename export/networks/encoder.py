@@ -54,27 +54,29 @@ class Block3d(nn.Module):
         self.attn = WindowAttention(sizes.width, sizes.heads, sizes.window, half_precision=half_precision)
         self.norm2 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
         self.mlp = MLPBlock(sizes.width)
-        self.shift = sizes.window // 2 if shifted else 0
+        self.shifted = shifted
         self.register_buffer("sides", shift_sides(sizes.tokens, sizes.window) if shifted else None, persistent=False)
         self.tokens = sizes.tokens
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.adapter(x)
         attended = self.norm1(x)
-        if self.shift:
-            attended = torch.roll(attended, [-self.shift] * 3, dims=[1, 2, 3])
-        attended = self.attn(windows(attended, self.window), self.region_sides(x.shape[1]))
-        attended = unwindows(attended, self.window, x.shape[1])
-        if self.shift:
-            attended = torch.roll(attended, [self.shift] * 3, dims=[1, 2, 3])
+        window = min(self.window, x.shape[1])
+        shift = window // 2 if self.shifted else 0
+        if shift:
+            attended = torch.roll(attended, [-shift] * 3, dims=[1, 2, 3])
+        attended = self.attn(windows(attended, window), self.region_sides(x.shape[1], window))
+        attended = unwindows(attended, window, x.shape[1])
+        if shift:
+            attended = torch.roll(attended, [shift] * 3, dims=[1, 2, 3])
         x = x + attended
         return x + self.mlp(self.norm2(x))
 
-    def region_sides(self, tokens: int) -> Tensor | None:
+    def region_sides(self, tokens: int, window: int) -> Tensor | None:
         """The shift's sides for a cube of `tokens`: the stored ones, or others when training on smaller regions."""
         if self.sides is None or tokens == self.tokens:
             return self.sides
-        return shift_sides(tokens, self.window).to(self.sides)
+        return shift_sides(tokens, window).to(self.sides)
 
 
 class AlignmentAdapter(nn.Module):

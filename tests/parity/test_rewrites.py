@@ -56,6 +56,18 @@ def test_hat_sampling_equals_grid_sample_and_is_zero_outside():
     assert sample(features, torch.full((2, 1, 3), 100.0).double(), 32).abs().max() == 0
 
 
+def test_a_cube_smaller_than_a_window_uses_the_middle_of_the_relative_positions():
+    whole, small = WindowAttention(24, 3, 8).double(), WindowAttention(24, 3, 4).double()
+    torch.manual_seed(0)
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    weights = whole.state_dict()
+    small.load_state_dict({name: w[4:11] if name.startswith("rel_pos") else w for name, w in weights.items()})
+    x, sides = torch.randn(2, 64, 24, dtype=torch.float64), shift_sides(4, 4).double()
+    for shift in (None, sides):
+        torch.testing.assert_close(whole(x, shift), small(x, shift), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("half_precision", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_extra_columns_equal_added_relative_positions_and_the_shift_mask(shifted, half_precision):

@@ -52,6 +52,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
         assert torch.equal(whole.average[name], resumed.average[name]), name
 
 
+def test_a_first_stage_learns_from_close_ups_smaller_than_a_window():
+    plan = replace(PLAN, config="small", roi=32, whole=48)
+    run, drawn = start(plan, None), samples(plan, 0, 0)
+    assert all(sample.image.shape == (1, 32, 32, 32) for sample in drawn)
+    assert all(sample.text_map.max() == -1 for sample in drawn)  # nothing is named
+    assert np.isfinite(advance(run, plan, 0.2, drawn)["loss"])
+
+
 def test_the_loss_falls_on_a_batch_seen_again_and_again():
     run, same = start(PLAN, None), samples(PLAN, 0, 0)
     losses = [advance(run, PLAN, 0.2, same)["loss"] for _ in range(20)]

@@ -25,17 +25,20 @@ from contract.tensors import (  # noqa: E402
 from training.phantoms import make_phantom  # noqa: E402
 from training.scene import Phantom  # noqa: E402
 from training.simulate import (  # noqa: E402
+    CLOSE_UPS,
     TRUTH,
     Sample,
     assemble,
     background_click,
     corrected,
     correcting_clicks,
+    cropped,
     distort,
     draw_clicks,
     foreground_click,
     halved,
     jittered_box,
+    make_close_up,
     make_sample,
     named,
     noisy_organ,
@@ -255,3 +258,19 @@ def test_of_a_tumour_of_any_size_only_clicks_are_told() -> None:
         assert not np.isin(sample.point_labels, (LABEL_BOX_MIN, LABEL_BOX_MAX)).any()
         assert not sample.mask_prompt.any()
         assert (sample.point_labels == LABEL_FOREGROUND).any()
+
+
+def test_close_ups_show_one_phantoms_tumour_from_several_places() -> None:
+    drawn = [make_close_up(3, index, size=16, whole=SIZE) for index in range(CLOSE_UPS)]
+    assert all(sample.target.any() and sample.image.shape == (1, 16, 16, 16) for sample in drawn)
+    assert len({sample.image.tobytes() for sample in drawn}) > 1
+    again = make_close_up(3, 5, size=16, whole=SIZE)
+    assert np.array_equal(again.image, drawn[5].image)
+
+
+def test_a_cropped_phantom_is_the_same_scan_where_it_was_cut() -> None:
+    whole = make_phantom(4, size=SIZE, anatomy=True)
+    part = cropped(whole, np.array([3, 5, 7]), 16)
+    for name in ("image", "tumour", "distractors", "organs"):
+        assert np.array_equal(getattr(part, name), getattr(whole, name)[3:19, 5:21, 7:23])
+    assert not part.anatomy
