@@ -37,6 +37,7 @@ check: $(TEST) ## format, lint, types, imports, and that the gateway has no torc
 	$(PYTHON_GATEWAY) -m ruff check .
 	$(PYTHON_GATEWAY) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON_GATEWAY) -m bandit -q -c pyproject.toml -r service contract export training bench demo
 	@$(PYTHON_GATEWAY) -c "import importlib.util as i, sys; sys.exit('torch is in the gateway environment' if i.find_spec('torch') else 0)"
 
 export: $(EXPORT) ## a checkpoint (CHECKPOINT=FILE) to the bundle in model_repository (OUT=DIRECTORY)

@@ -97,6 +97,7 @@ class JobView:
     parent_id: str | None
     predecessor_id: str | None
     rule: str
+    requested_by: str
     created_at: float
     updated_at: float
     finished_at: float | None
@@ -395,6 +396,7 @@ def shown(row: Row[Any]) -> JobView:
         parent_id=row.parent_id,
         predecessor_id=row.predecessor_id,
         rule=str(row.plan.get("rule", "")),
+        requested_by=str(row.plan.get("requested_by", "")),
         created_at=row.created_at,
         updated_at=row.updated_at,
         finished_at=row.finished_at,

@@ -30,7 +30,9 @@ class Metrics:
         self.silenced = Counter(
             "tags_silenced_log_records_total", "Log records of DICOM libraries, withheld.", registry=self._registry
         )
-
+        self.audit_failures = Counter(
+            "tags_audit_failures_total", "Audit messages that could not be written.", registry=self._registry
+        )
         self.instances = Counter(
             "tags_instances_total", "Instances received.", ["via", "outcome"], registry=self._registry
         )

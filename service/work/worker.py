@@ -16,6 +16,7 @@ from functools import partial
 
 from anyio import to_thread
 
+from service.audit.trail import AuditTrail
 from service.delivery.failure import DeliveryFailed
 from service.errors import LedgerRefused, LedgerUnavailable, StorageFull, TagsError
 from service.inference.engine import Engine
@@ -49,11 +50,12 @@ class Worker:
         *,
         metrics: Metrics,
         log: WorkLog,
+        audit: AuditTrail,
     ) -> None:
         self._ledger, self._routing, self._settings = ledger, routing, settings
         self._metrics, self._log = metrics, log
-        self._segmenter = Segmenter(ledger, engine, settings)
-        self._deliverer = Deliverer(ledger, settings.dimse_ae_title)
+        self._segmenter = Segmenter(ledger, engine, settings, audit)
+        self._deliverer = Deliverer(ledger, settings.dimse_ae_title, audit)
         self._decider = Decider(
             ledger, lambda reason: metrics.decisions.labels(reason).inc(), max_attempts=settings.job_attempts
         )
