@@ -153,6 +153,17 @@ class Settings(BaseSettings):
     result_keep_s: float = Field(default=86400.0, gt=0)
     """Seconds for which the answer of a request that did not wait is kept."""
 
+    keep_sources_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a received series is kept once everything made of it is delivered; until a person removes it by
+    default. The time counts from the last image or the end of the last job."""
+
+    keep_results_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a result of ours is kept here once every delivery of it is done."""
+
+    keep_failed_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a received series is kept that no rule wanted, or whose segmentation was refused or cancelled.
+    A job that was given up keeps its series until a person decides."""
+
     max_store_bytes: int = Field(default=64 * GIB, ge=1)
     """Bytes of one STOW-RS request. A PACS sends a study of any size in one; they go to disk as they arrive."""
 

@@ -267,6 +267,7 @@ class Jobs:
         with self._database.writing() as connection:
             now = self._database.now(connection)
             values: dict[str, Any] = {"state": "cancelled", "reason": "expired", "output": {}, "updated_at": now}
+            values["plan"] = {"requested_by": _view(connection, job_id).requested_by}  # prompts are free text
             ended = and_(job.c.id == job_id, job.c.kind == "request", job.c.state.in_(ENDED))
             connection.execute(update(job).where(ended).values(values))
 

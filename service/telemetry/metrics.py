@@ -37,6 +37,9 @@ class Metrics:
             "tags_instances_total", "Instances received.", ["via", "outcome"], registry=self._registry
         )
         self.decisions = Counter("tags_series_decided_total", "Series decided.", ["reason"], registry=self._registry)
+        self.deletions = Counter(
+            "tags_series_deleted_total", "Series deleted by a retention rule.", ["rule"], registry=self._registry
+        )
         self.attempts = Counter(
             "tags_job_attempts_total", "Attempts at jobs.", ["kind", "outcome", "slug"], registry=self._registry
         )
