@@ -70,7 +70,8 @@ class MethodNotAllowed(RequestRefused):
 
 
 class UploadStalled(RequestRefused):
-    """No byte of the body arrived for TAGS_UPLOAD_IDLE_TIMEOUT_S. Check the connection and send again."""
+    """No byte of the body arrived for TAGS_UPLOAD_IDLE_TIMEOUT_S, or fewer than 1024 a second for more than a minute.
+    Check the connection and send again."""
 
     status, slug, title = 408, "upload-stalled", "The upload stood still"
 

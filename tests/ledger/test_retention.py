@@ -20,7 +20,7 @@ from service.ledger.tables import deletion, instance, job, series
 from service.ledger_cli import document
 from service.settings import Settings
 from service.work.retaining import Retainer
-from tests.ledger.arrivals import arrivals
+from tests.ledger.arrivals import staged
 from tests.phantoms import CANARY, PhantomSeries, write_ct_series
 
 DAY_S = 86400.0
@@ -39,7 +39,7 @@ def phantom(tmp_path: Path) -> PhantomSeries:
 
 
 def receive(ledger: Ledger, phantom: PhantomSeries, origin: Origin | None = None) -> None:
-    ledger.receiver.receive(arrivals(ledger, phantom.paths, origin or Origin("stow")))
+    ledger.receiver.receive([staged(ledger, path, origin or Origin("stow")) for path in phantom.paths])
 
 
 def decide(ledger: Ledger, phantom: PhantomSeries, *, decision: str, reason: str = "", jobs=()) -> None:
