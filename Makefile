@@ -12,7 +12,7 @@ TEST := .venv/.test
 EXPORT := .venv-export/.export
 TEST_PROGRAMS := orthanc:/usr/sbin/Orthanc orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so \
   dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql chromium:/usr/bin/chromium \
-  rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:$(wildcard /usr/lib/*/rsyslog/lmnsd_ossl.so)
+  rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:/var/lib/dpkg/info/rsyslog-openssl.list
 OUT ?= model_repository
 RUN ?= runs/small
 MINUTES ?= 60

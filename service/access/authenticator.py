@@ -8,7 +8,7 @@ from service.access.caller import ALL_ROLES, ANYONE, Caller
 from service.access.issuer import Issuer
 from service.access.keys import PREFIX, KeyFile
 from service.access.listening import has_authentication
-from service.errors import Unauthenticated
+from service.errors import AuthenticationUnavailable, Unauthenticated
 from service.settings import Settings
 
 MAX_NAME_CHARACTERS = 128
@@ -57,7 +57,7 @@ class Authenticator:
             return True
         try:
             return await self.caller(authorization) == caller
-        except Unauthenticated:
+        except (Unauthenticated, AuthenticationUnavailable):
             return False
 
     async def _proved(self, credential: str) -> Caller:

@@ -21,11 +21,14 @@ from service.access.caller import Caller, roles_named
 from service.errors import AuthenticationUnavailable, Unauthenticated
 from service.tls import client_context
 
+# By key type and curve; a symmetric key ("oct") has none: who could check a token could make one.
 ALGORITHMS = {
-    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    "EC": ("ES256", "ES384", "ES512"),
-    "OKP": ("EdDSA",),
-}  # by key type; a symmetric key ("oct") has none: who could check a token could make one
+    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
 LEEWAY_S = 30.0  # between two clocks
 FRESH_S = 300.0  # keys are fetched again after so long
 STALE_S = 3600.0  # an issuer that is down may be so for an hour before tokens are no longer accepted
@@ -148,7 +151,7 @@ class Issuer:
 
 def _usable(item: dict[str, Any]) -> _Key | None:
     """A published key for signatures, with the algorithms that it may be used with."""
-    algorithms = ALGORITHMS.get(str(item.get("kty")), ())
+    algorithms = ALGORITHMS.get((str(item.get("kty")), item.get("crv")), ())
     if "alg" in item:
         algorithms = tuple(name for name in algorithms if name == item["alg"])
     if not algorithms or item.get("use", "sig") != "sig":

@@ -25,11 +25,11 @@ from service.api.body import stream_blocks
 from service.api.gateway import Gateway
 from service.api.uploads import Upload
 from service.audit.event import Participant, transferred
-from service.dicom.subject import study_of_files
 from service.dicomweb.client import DicomwebClient
 from service.errors import MalformedRequest, UnknownSource
 from service.prompt_document import PromptDocument
 from service.rules.document import DicomwebPeer
+from service.subject import study_of_files
 from service.telemetry.stages import Stages
 
 UID = Field(pattern=r"^[0-9.]{1,64}$")

@@ -33,7 +33,6 @@ from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
 from service.dicom.profiles import Profile, profile_named
 from service.dicom.series import Series
-from service.dicom.subject import study_of
 from service.domain.prompts import Prompts
 from service.errors import ModelTimeout
 from service.inference.engine import Engine
@@ -42,6 +41,7 @@ from service.prompt_document import PromptDocument, read_prompt_document, resolv
 from service.results import Result, format_named, render
 from service.segment import segment
 from service.settings import Settings
+from service.subject import study_of
 from service.telemetry.request_log import RequestRecord
 from service.telemetry.stages import Stages
 

@@ -27,7 +27,7 @@ from service.dicom.facts import Facts
 from service.errors import LedgerUnavailable, TagsError
 from service.ledger.database import Database
 from service.ledger.objects import ObjectStore
-from service.ledger.retention import refuse_deleted
+from service.ledger.retention import being_deleted
 from service.ledger.tables import instance, series
 
 BEING_DELETED = "a retention rule is deleting this series; send it again in some minutes"
@@ -142,7 +142,7 @@ class Receiver:
     ) -> list[tuple[list[Arrival], Future[list[Receipt]]]]:
         """Only the senders of series that are being deleted are told to come again."""
         wanted = sorted(set().union(*(_series_of(arrivals) for arrivals, _ in batch)))
-        deleted = refuse_deleted(self._database, connection, wanted)
+        deleted = being_deleted(self._database, connection, wanted)
         # One that this process has seen before its deletion: its header was not read again, and must be.
         without_header = {
             arrival.facts.series_instance_uid
@@ -192,7 +192,7 @@ def record(database: Database, connection: Connection, arrivals: Sequence[Arriva
 
     Raises: LedgerUnavailable: a series among them is being deleted.
     """
-    if refuse_deleted(database, connection, sorted(_series_of(arrivals))):
+    if being_deleted(database, connection, sorted(_series_of(arrivals))):
         raise LedgerUnavailable(BEING_DELETED)
     now = database.now(connection)
     _ensure_series(database, connection, arrivals, now)

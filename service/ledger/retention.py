@@ -152,8 +152,8 @@ class Retention:
         return True
 
 
-def refuse_deleted(database: Database, connection: Connection, series_instance_uids: Sequence[str]) -> set[str]:
-    """Of these series those that are being deleted, or were a moment ago. Inside the receiving transaction."""
+def being_deleted(database: Database, connection: Connection, series_instance_uids: Sequence[str]) -> set[str]:
+    """Those of these series that are being deleted, or were a moment ago. Inside the receiving transaction."""
     settled = database.now(connection) - SETTLING_S
     recent = or_(deletion.c.completed_at.is_(None), deletion.c.completed_at > settled)
     found: set[str] = set()

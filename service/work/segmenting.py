@@ -22,7 +22,6 @@ from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
 from service.dicom.profiles import profile_named
 from service.dicom.series import Series
-from service.dicom.subject import study_of
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
 from service.errors import MaskMismatch, ModelNotReady, NoPrompts, NothingFound
@@ -37,6 +36,7 @@ from service.prompt_document import Point, PromptDocument, read_prompt_document,
 from service.results import Result, render
 from service.segment import segment
 from service.settings import Settings
+from service.subject import study_of
 from service.telemetry.stages import Stages
 from service.work.plans import DeliveryPlan, RequestPlan, SeriesPlan
 
