@@ -46,7 +46,8 @@ def audit_message(event: AuditEvent, *, source_id: str, site_id: str, at: dateti
         _query(root, event.query)
     if event.resource:
         _name(_object(root, event.resource, SYSTEM_OBJECT, RESOURCE_ROLE, URI), "route")
-    return tostring(root, encoding="utf-8")
+    written: bytes = tostring(root, encoding="utf-8")
+    return written
 
 
 def clean(text: str) -> str:
