@@ -11,7 +11,8 @@ GATEWAY := .venv/.gateway
 TEST := .venv/.test
 EXPORT := .venv-export/.export
 TEST_PROGRAMS := orthanc:/usr/sbin/Orthanc orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so \
-  dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql chromium:/usr/bin/chromium
+  dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql chromium:/usr/bin/chromium \
+  rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:/var/lib/dpkg/info/rsyslog-openssl.list
 OUT ?= model_repository
 RUN ?= runs/small
 MINUTES ?= 60
@@ -37,6 +38,7 @@ check: $(TEST) ## format, lint, types, imports, and that the gateway has no torc
 	$(PYTHON_GATEWAY) -m ruff check .
 	$(PYTHON_GATEWAY) -m mypy
 	.venv/bin/lint-imports
+	$(PYTHON_GATEWAY) -m bandit -q -c pyproject.toml -r service contract export training bench demo
 	@$(PYTHON_GATEWAY) -c "import importlib.util as i, sys; sys.exit('torch is in the gateway environment' if i.find_spec('torch') else 0)"
 
 export: $(EXPORT) ## a checkpoint (CHECKPOINT=FILE) to the bundle in model_repository (OUT=DIRECTORY)

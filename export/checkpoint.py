@@ -6,7 +6,7 @@ Layout: {"config": "small", "state_dict": weights of `Tags` (moving average), "m
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403: for its error only
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

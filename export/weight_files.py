@@ -7,7 +7,7 @@ CLIP, of which only the tensors are read: its code is never loaded. A pickle tha
 from __future__ import annotations
 
 import codecs
-import pickle
+import pickle  # nosec B403: an unpickler that makes tensors and nothing else
 import warnings
 import zipfile
 from collections import OrderedDict

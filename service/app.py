@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,17 +15,24 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
+from service.access.authenticator import Authenticator
+from service.access.limits import ClientLimits
+from service.access.listening import check_listening
 from service.api import dicomweb_query, dicomweb_retrieve, dicomweb_store, error_page, health, jobs, segment
 from service.api import ledger as ledger_api
 from service.api.admission import Admission
 from service.api.boundary import RequestBoundary
 from service.api.gateway import Gateway
+from service.api.guard import Guard
 from service.api.openapi import complete_openapi
+from service.api.permissions import RULES
 from service.api.places import Places
 from service.api.problems import install_problem_handlers
 from service.api.readiness import Readiness
+from service.audit.event import started, stopped
+from service.audit.trail import AuditTrail
 from service.bundles import check_distinct, settings_of_others
-from service.errors import ModelNotReady
+from service.errors import AuditUnavailable, ModelNotReady
 from service.inference.engine import Engine
 from service.ledger.ledger import Ledger, open_ledger
 from service.preview import RESEARCH_USE
@@ -58,8 +65,12 @@ def create_app(
 
     Args: engine: one that is open already and stays open, instead of the one that the settings name; others: of
     further bundles, beside it. log_stream: where the request lines go, standard output by default.
+    Raises: ListeningRefused, KeysInvalid.
     """
-    metrics, log = Metrics(), RequestLog(log_stream)
+    check_listening(settings)
+    metrics, log, authenticator = Metrics(), RequestLog(log_stream), Authenticator(settings)
+    audit = AuditTrail(settings, metrics.audit_failures.inc)
+    limits = ClientLimits(per_minute=settings.client_requests_per_minute, at_once=settings.client_requests_at_once)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,19 +87,36 @@ def create_app(
         worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
         receiving = Places(settings.max_receiving)
         app.state.gateway = Gateway(
-            settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker, tuple(further)
+            settings,
+            opened,
+            admission,
+            readiness,
+            metrics,
+            log,
+            ledger,
+            routing,
+            receiving,
+            worker,
+            authenticator,
+            audit,
+            tuple(further),
         )
         working = asyncio.create_task(worker.run()) if worker else None
-        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics)
+        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics, audit)
+        await to_thread.run_sync(audit.record, started(audit.us))
         try:
             yield
         finally:
+            with suppress(AuditUnavailable):
+                await to_thread.run_sync(audit.record, stopped(audit.us))
             if listener:
                 await to_thread.run_sync(listener.close)
             if working:
                 working.cancel()
                 await asyncio.gather(working, return_exceptions=True)
             await to_thread.run_sync(ledger.close)
+            await authenticator.close()
+            audit.close()
             if engine is None:
                 for each in engines:
                     await each.close()
@@ -99,6 +127,7 @@ def create_app(
         description=f"The extent of a tumour in a CT or MR series, from a prompt. **{RESEARCH_USE}**",
         lifespan=lifespan,
         redoc_url=None,
+        dependencies=RULES,
     )
     for router in (
         segment.router,
@@ -113,6 +142,7 @@ def create_app(
         app.include_router(router)
     install_problem_handlers(app)
     complete_openapi(app)
+    app.add_middleware(Guard, authenticator=authenticator, limits=limits)
     app.add_middleware(RequestBoundary, log=log, metrics=metrics)
     return app
 
@@ -121,7 +151,7 @@ def ledger_of(settings: Settings) -> Ledger:
     """Blocking. Raises: LedgerUnavailable, StorageFull."""
     return open_ledger(
         settings.data_dir,
-        database_url=settings.database_url,
+        database_url=settings.database_url.get_secret_value(),
         object_store_url=settings.object_store_url,
         lease_s=settings.job_lease_s,
     )
@@ -136,16 +166,17 @@ def new_worker(
     log_stream: TextIO | None = None,
 ) -> Worker:
     """A worker on what is open already, for the gateway's process or for one of its own."""
-    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream))
+    audit = AuditTrail(settings, metrics.audit_failures.inc)
+    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream), audit=audit)
 
 
-def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics) -> Listener | None:
+def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail) -> Listener | None:
     """The DICOM listener that the settings ask for, listening. Blocking. Raises: OSError: the port is taken."""
     if settings.dimse_port is None:
         return None
     from service.dimse.scp import Listener
 
-    return Listener(settings, ledger, metrics)
+    return Listener(settings, ledger, metrics, audit)
 
 
 def open_engines(settings: Settings) -> tuple[Engine, ...]:

@@ -11,7 +11,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
-from service import ledger_cli, rules_cli
+from service import key_cli, ledger_cli, rules_cli
+from service.access.keys import KeysInvalid
+from service.access.listening import ListeningRefused
 from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
 from service.capabilities import capabilities
 from service.errors import MalformedRequest, TagsError
@@ -39,6 +42,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import describe_fault
 from service.telemetry.stages import Stages
+from service.tls import TlsInvalid, server_context
 from service.triton_install import TritonUnavailable
 from service.triton_server import Ports, run_triton
 
@@ -49,6 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(rules_cli.app, name="rules")
 app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(key_cli.app, name="key")
 out, err = Console(), Console(stderr=True)
 
 STAGES = {  # what a stage is called while one waits for it
@@ -115,9 +120,33 @@ def serve(
     chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     with reported_errors():
         settings = read_settings(**chosen)
+        served = create_app(settings)
         bundle = open_bundle(settings)
-        err.print(f"TAGS with {bundle.identity}, http://{settings.host}:{settings.port}/docs. {RESEARCH_USE}")
-        uvicorn.run(create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning")
+        scheme = "https" if settings.tls_certificate_file else "http"
+        err.print(f"TAGS with {bundle.identity}, {scheme}://{settings.host}:{settings.port}/docs. {RESEARCH_USE}")
+        uvicorn.run(
+            served,
+            host=settings.host,
+            port=settings.port,
+            forwarded_allow_ips=settings.trusted_proxies,
+            ssl_context_factory=tls_of(settings),
+            server_header=False,
+            access_log=False,
+            log_level="warning",
+        )
+
+
+def tls_of(settings: Settings) -> Callable[..., ssl.SSLContext] | None:
+    """What uvicorn calls for its context; None for plain HTTP. Raises: TlsInvalid, already here."""
+    if settings.tls_certificate_file is None:
+        return None
+    context = server_context(
+        settings.tls_certificate_file,
+        settings.tls_key_file,
+        key_password=settings.tls_key_password.get_secret_value(),
+        client_ca_file=settings.tls_client_ca_file,
+    )
+    return lambda *_: context
 
 
 @app.command()
@@ -180,7 +209,7 @@ def reported_errors() -> Iterator[None]:
         yield
     except TagsError as error:
         lines = [f"{error.title}: {error.detail}", *members(error)]
-    except (BundleInvalid, TritonUnavailable, RoutingInvalid) as error:
+    except (BundleInvalid, TritonUnavailable, RoutingInvalid, ListeningRefused, KeysInvalid, TlsInvalid) as error:
         lines = [str(error)]
     except ValidationError as error:
         lines = [f"TAGS_{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]

@@ -6,6 +6,8 @@ TagsError
 ├── RequestRefused      MalformedRequest 400, UnknownPath 404, UnknownBundle 404, MethodNotAllowed 405,
 │                       NotAcceptable 406, UploadStalled 408, UploadTooLarge 413,
 │                       UnsupportedMediaType 415, UnsupportedTransferSyntax 415, UnknownProfile 400
+├── AccessRefused       Unauthenticated 401, RoleMissing 403, ForeignOrigin 403, ForeignHost 421, TooManyRequests 429,
+│                       AuthenticationUnavailable, AuditUnavailable 503
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
 │                       InconsistentGeometry, UnsupportedModality, DamagedPixelData, SegEncodingFailed 422;
 │                       VolumeTooLarge 413
@@ -68,7 +70,8 @@ class MethodNotAllowed(RequestRefused):
 
 
 class UploadStalled(RequestRefused):
-    """No byte of the body arrived for TAGS_UPLOAD_IDLE_TIMEOUT_S. Check the connection and send again."""
+    """No byte of the body arrived for TAGS_UPLOAD_IDLE_TIMEOUT_S, or fewer than 1024 a second for more than a minute.
+    Check the connection and send again."""
 
     status, slug, title = 408, "upload-stalled", "The upload stood still"
 
@@ -104,6 +107,62 @@ class UnknownProfile(RequestRefused):
     """`profile` names no destination that this service has a profile for. `profiles` lists those that it has."""
 
     slug, title = "unknown-profile", "No such destination profile"
+
+
+class AccessRefused(TagsError):
+    status = 403
+
+
+class Unauthenticated(AccessRefused):
+    """The request carries no token or API key, or one that is not accepted; the detail says why. Send
+    `Authorization: Bearer ...` with a token of the configured issuer for the configured audience, or an API key."""
+
+    status, slug, title = 401, "unauthenticated", "A valid token or API key is needed"
+
+
+class RoleMissing(AccessRefused):
+    """The caller is known, but has none of the roles that this address needs; the detail names them. The operator
+    grants roles at the issuer or in the key file."""
+
+    slug, title = "role-missing", "The caller lacks the role for this"
+
+
+class ForeignOrigin(AccessRefused):
+    """A browser sent this request for a page of another site. No other site may use the service through a visitor's
+    browser; there are no CORS headers either."""
+
+    slug, title = "foreign-origin", "Requests from other sites' pages are refused"
+
+
+class ForeignHost(AccessRefused):
+    """Without authentication the service answers only under this machine's own names and addresses. Call it at
+    127.0.0.1 or localhost, or set up authentication."""
+
+    status, slug, title = 421, "foreign-host", "The service is not known by this name"
+
+
+class TooManyRequests(AccessRefused):
+    """This client has asked more often than TAGS_CLIENT_REQUESTS_PER_MINUTE allows, or has more requests open than
+    TAGS_CLIENT_REQUESTS_AT_ONCE. Try again after `Retry-After`."""
+
+    status, slug, title = 429, "too-many-requests", "This client asks too much"
+    retry_after_s: ClassVar[int | None] = 5
+
+
+class AuthenticationUnavailable(AccessRefused):
+    """Whether the caller may be let in cannot be told: the issuer's keys cannot be fetched, or the key file is not
+    valid. The operator must mend it; try again after `Retry-After`."""
+
+    status, slug, title = 503, "authentication-unavailable", "Callers cannot be checked"
+    retry_after_s: ClassVar[int | None] = 10
+
+
+class AuditUnavailable(AccessRefused):
+    """The audit trail cannot be written, and TAGS_AUDIT_REQUIRED says that nothing is done without it. The operator
+    must mend it; try again after `Retry-After`."""
+
+    status, slug, title = 503, "audit-unavailable", "The audit trail cannot be written"
+    retry_after_s: ClassVar[int | None] = 10
 
 
 class SeriesRefused(TagsError):

@@ -34,7 +34,7 @@ def report(
     hours: Annotated[float | None, typer.Option(min=0, help="Only series that changed in the last hours.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Every received image, as delivered, refused with its reason, or open."""
+    """Every received image, as delivered, refused with its reason, or open; and what retention rules have deleted."""
     out = Console()
     try:
         opened = ledger_of(Settings())
@@ -59,6 +59,7 @@ def document(found: Report) -> dict[str, object]:
         "balanced": found.balanced,
         "by_fate": rows,
         "open": [asdict(item) for item in found.open],
+        "deleted": [asdict(item) for item in found.deleted],
     }
 
 
@@ -66,6 +67,9 @@ def table(found: Report) -> Table:
     shown = Table("fate", "reason", "images", title=f"{found.instances} images received")
     for (fate, reason), count in sorted(found.by_fate.items()):
         shown.add_row(fate, reason, str(count))
+    for gone in found.deleted:
+        unfinished = f", {gone.unfinished} series not finished" if gone.unfinished else ""
+        shown.add_row("deleted", f"retention: {gone.rule}", f"{gone.instances} in {gone.series} series{unfinished}")
     for item in found.open:
         shown.add_row("open", item.reason, f"{item.instances} in {item.series_instance_uid}")
     return shown

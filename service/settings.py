@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+# Encrypted, but on this machine: what comes by such an address decides who is let in.
+SAFE_ADDRESS = r"^$|^https://[^\s@?#]+$|^http://(127\.0\.0\.1|localhost|\[::1\])([:/][^\s@?#]*)?$"
 MIB = 1024**2
 GIB = 1024**3
 
@@ -22,10 +24,77 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAGS_", frozen=True, use_attribute_docstrings=True, extra="forbid")
 
     host: str = "127.0.0.1"
-    """Address to listen on. Only this machine by default, since the service has no authentication of its own yet."""
+    """Address to listen on: only this machine by default. Any other needs authentication: TAGS_OIDC_ISSUER,
+    TAGS_API_KEYS_FILE, or TAGS_AUTHENTICATED_BY_PROXY."""
 
     port: int = Field(default=8080, ge=0, le=65535)
     """TCP port to listen on."""
+
+    oidc_issuer: str = Field(default="", pattern=SAFE_ADDRESS)
+    """Issuer of bearer tokens, exactly as their `iss` says it; its keys are found by OIDC discovery. Plain http only on
+    this machine."""
+
+    oidc_audience: str = ""
+    """What a token's `aud` must name; needed with TAGS_OIDC_ISSUER."""
+
+    oidc_roles_claim: str = "roles"
+    """Claim of a token with the roles segment, push, read, admin; dots lead into it, such as `realm_access.roles`."""
+
+    oidc_jwks_url: str = Field(default="", pattern=SAFE_ADDRESS)
+    """Where the issuer's keys are, if discovery is not to say it or they are on another host."""
+
+    oidc_ca_file: Path | None = None
+    """Certificates to trust when calling the issuer, instead of the system's."""
+
+    api_keys_file: Path | None = None
+    """File with hashed API keys; `tags key new` makes a key and its line. Read again whenever it changes."""
+
+    authenticated_by_proxy: bool = False
+    """A proxy before this service authenticates everyone and nothing else can reach it: then nothing is checked here
+    and everyone has every role. The header X-Forwarded-User names the caller for the audit trail."""
+
+    trusted_proxies: str = "127.0.0.1"
+    """Addresses, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+
+    tls_certificate_file: Path | None = None
+    """Certificate of this service with its chain, in PEM. With it HTTP is HTTPS: TLS 1.2 and 1.3 by BCP 195."""
+
+    tls_key_file: Path | None = None
+    """Key of the certificate, in PEM, unless it is in the same file."""
+
+    tls_key_password: SecretStr = SecretStr("")
+    """Password of the key, if it is encrypted."""
+
+    tls_client_ca_file: Path | None = None
+    """Authorities whose certificate each HTTP client must show (mTLS), in PEM, besides its token or key."""
+
+    audit_file: Path | None = None
+    """File for the audit trail: DICOM audit messages (PS3.15 A.5), one a line, mode 0600. It names patients by their
+    Patient ID."""
+
+    audit_syslog: str = Field(default="", pattern=r"^$|^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:]+\]:\d{1,5}$")
+    """Host and port of an audit record repository that takes syslog over TLS (RFC 5425, usually port 6514). It is shown
+    TAGS_TLS_CERTIFICATE_FILE, if there is one."""
+
+    audit_syslog_ca_file: Path | None = None
+    """Certificates to trust for it, instead of the system's."""
+
+    audit_required: bool = False
+    """Do nothing without its audit message: a request fails with 503, a C-STORE with A700, a delivery is tried again,
+    nothing is deleted."""
+
+    audit_source_id: str = Field(default="TAGS", min_length=1, max_length=64)
+    """Name of this service in the audit trail (AuditSourceID)."""
+
+    audit_site_id: str = Field(default="", max_length=64)
+    """Name of the site in the audit trail (AuditEnterpriseSiteID)."""
+
+    client_requests_per_minute: int = Field(default=6000, ge=1)
+    """Requests of one client in a minute, on each replica. Viewers fetch hundreds of frames; a PACS may send each image
+    alone. A client is a caller, else an address. Not counted on loopback without authentication, nor for /health."""
+
+    client_requests_at_once: int = Field(default=64, ge=1)
+    """Requests of one client at once, on each replica, events included; so that one cannot take every place."""
 
     engine: Literal["embedded", "triton"] = "embedded"
     """Where the networks run: ONNX Runtime inside this process, or a Triton server."""
@@ -54,7 +123,7 @@ class Settings(BaseSettings):
     """Directory for what the service keeps between runs: ledger.db, objects/ and staging/, unless the next two settings
     name other places. It holds patient data."""
 
-    database_url: str = Field(default="", repr=False)
+    database_url: SecretStr = SecretStr("")
     """SQLAlchemy URL of the ledger, such as `postgresql+psycopg://user:password@host/tags`, which several replicas may
     share; SQLite in TAGS_DATA_DIR by default."""
 
@@ -84,6 +153,17 @@ class Settings(BaseSettings):
     result_keep_s: float = Field(default=86400.0, gt=0)
     """Seconds for which the answer of a request that did not wait is kept."""
 
+    keep_sources_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a received series is kept once everything made of it is delivered; until a person removes it by
+    default. The time counts from the last image or the end of the last job."""
+
+    keep_results_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a result of ours is kept here once every delivery of it is done."""
+
+    keep_failed_s: float | None = Field(default=None, gt=0)
+    """Seconds for which a received series is kept that no rule wanted, or whose segmentation was refused or cancelled.
+    A job that was given up keeps its series until a person decides."""
+
     max_store_bytes: int = Field(default=64 * GIB, ge=1)
     """Bytes of one STOW-RS request. A PACS sends a study of any size in one; they go to disk as they arrive."""
 
@@ -101,6 +181,17 @@ class Settings(BaseSettings):
 
     dimse_calling_ae_titles: str = ""
     """AE titles that may send, with commas between; anyone by default, since the address is this machine's own."""
+
+    dimse_tls: bool = False
+    """Speak TLS on the DICOM port, with the certificate of TAGS_TLS_CERTIFICATE_FILE (PS3.15 Annex B, BCP 195)."""
+
+    dimse_tls_client_ca_file: Path | None = None
+    """Authorities whose certificate each DICOM sender must show (mTLS), in PEM. Without it, a DICOM port on another
+    address than this machine's needs TAGS_DIMSE_TRUSTED_NETWORK."""
+
+    dimse_trusted_network: bool = False
+    """Only known nodes can reach the DICOM port: a firewall or a network of its own sees to that. An AE title is a name
+    that anyone can give."""
 
     dimse_max_associations: int = Field(default=32, ge=1)
     """DICOM associations at once. The next is rejected as a passing condition."""

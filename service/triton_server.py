@@ -26,7 +26,7 @@ from contract.tensors import CLIP_TEXT_EMBEDDER, network_specs
 from service.triton_install import Installation, TritonUnavailable, install
 
 HOST = "127.0.0.1"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Triton and its stubs exchange tensors, not a file of ours)
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Triton and its stubs exchange tensors, not a file of ours)  # nosec B108
 EXIT_TIMEOUT_S = 5  # that Triton gives requests in flight when asked to stop
 KILL_TIMEOUT_S = 20  # after which it is killed
 START_TIMEOUT_S = 180  # four models with warm-up on a busy two-core machine

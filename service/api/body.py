@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio
@@ -10,6 +11,7 @@ from starlette.requests import Request
 
 from service.errors import UploadStalled, UploadTooLarge
 
+SLOWEST_BYTES_PER_S, GRACE_S = 1024, 60.0  # on the whole, once the grace is over: a drip holds a place as a stall does
 BLOCK_BYTES = 1024 * 1024  # handed to a thread at once: fewer hops than per network packet
 
 
@@ -22,7 +24,7 @@ async def stream_blocks(
     raises; starlette.requests.ClientDisconnect when the client goes away.
     """
     refuse_longer(request, max_bytes)
-    received_bytes = 0
+    received_bytes, started = 0, time.monotonic()
     block = bytearray()
     chunks = aiter(request.stream())
     while True:
@@ -35,6 +37,9 @@ async def stream_blocks(
             received_bytes += len(chunk)
             if received_bytes > max_bytes:
                 raise UploadTooLarge(f"the body is larger than {max_bytes} bytes")
+            lasted_s = time.monotonic() - started
+            if lasted_s > GRACE_S and received_bytes < SLOWEST_BYTES_PER_S * lasted_s:
+                raise UploadStalled(f"fewer than {SLOWEST_BYTES_PER_S} bytes a second arrived for {lasted_s:.0f} s")
             block += chunk
         if len(block) >= BLOCK_BYTES or chunk is None:
             await to_thread.run_sync(write, bytes(block))

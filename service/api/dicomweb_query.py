@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from service.api.auditing import audit_query
 from service.api.dicomweb_media import DICOM_JSON, accepts_dicom_json, dicomweb_root
 from service.api.dicomweb_store import StudyUid
 from service.api.gateway import Gateway, SharedGateway
@@ -80,4 +81,5 @@ async def _search(
             return [series_answer(record, query, root) for record in search.series(query.conditions, **page)]
         return [instance_answer(record, query, root) for record in search.instances(query.conditions, **page)]
 
+    await audit_query(request, gateway)
     return JSONResponse(await to_thread.run_sync(found), media_type=DICOM_JSON)

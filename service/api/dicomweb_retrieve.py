@@ -16,6 +16,7 @@ from fastapi import Path as PathParameter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from service.api.auditing import audit_given
 from service.api.dicomweb_media import DICOM_JSON, accepts_dicom_json
 from service.api.dicomweb_store import DICOM, StudyUid
 from service.api.gateway import Gateway, SharedGateway
@@ -82,6 +83,7 @@ async def instance_frames(
 ) -> Response:
     accepted = read_accept(request.headers.get("accept"), OCTETS)
     (held,) = await to_thread.run_sync(gateway.search.held, study, series, instance)
+    await audit_given(request, gateway, [held])
     wanted = [int(number) for number in numbers.split(",")]
 
     def decoded() -> list[bytes]:
@@ -120,6 +122,7 @@ async def _objects(request: Request, gateway: Gateway, *uids: str) -> Response:
     refused = [item for item in held if not accepted.as_held and _cannot_convert(item, accepted)]
     if refused:
         raise NotAcceptable('objects are given as held (transfer-syntax="*") or in Explicit VR Little Endian')
+    await audit_given(request, gateway, held)
     if accepted.single_part and len(held) == 1:
         return StreamingResponse(_content(gateway, held[0], accepted), media_type=DICOM)
     return _related((_content(gateway, item, accepted) for item in held), DICOM, DICOM)
@@ -141,6 +144,7 @@ def _content(gateway: Gateway, item: InstanceRecord, accepted: Accepted) -> Iter
 async def _metadata(request: Request, gateway: Gateway, *uids: str) -> Response:
     accepts_dicom_json(request)
     held = await to_thread.run_sync(lambda: gateway.search.held(*uids))
+    await audit_given(request, gateway, held)
 
     def read() -> list[dict[str, Any]]:
         documents = []
@@ -157,6 +161,7 @@ async def _rendered(
 ) -> Response:  # fmt: skip
     media_type = _picture_type(request.headers.get("accept", "*/*"))
     (held,) = await to_thread.run_sync(gateway.search.held, study, series, instance)
+    await audit_given(request, gateway, [held])
 
     def drawn() -> bytes:
         with gateway.ledger.store.open(held.object_key) as stream:

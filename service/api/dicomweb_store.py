@@ -26,6 +26,7 @@ from fastapi import Path as PathParameter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from service.api.auditing import audit_received
 from service.api.body import stream_blocks
 from service.api.dicomweb_media import DICOM_JSON, accepts_dicom_json, dicomweb_root
 from service.api.gateway import Gateway, SharedGateway
@@ -93,6 +94,7 @@ async def _store(request: Request, gateway: Gateway, study: str | None) -> Respo
         arrivals, failed = await _receive(request, gateway, related, parts, checker)
         receipts = await to_thread.run_sync(gateway.ledger.receiver.receive, arrivals)
     gateway.work_arrived()
+    await audit_received(request, gateway, [receipt.facts for receipt in receipts])
     record = record_of(request)
     record.files, record.refused = len(receipts), len(failed)
     gateway.metrics.instances.labels("stow", "stored").inc(sum(not receipt.duplicate for receipt in receipts))

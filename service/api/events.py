@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from anyio import to_thread
@@ -18,12 +18,18 @@ LOOK_S = 0.5
 SILENCE_S = 15.0  # proxies close what is silent for a minute
 
 
-def event_stream(read: Callable[[], dict[str, Any]], *, last: Callable[[dict[str, Any]], bool]) -> StreamingResponse:
-    """Args: read: what is watched; blocking. last: whether nothing will change any more."""
+def event_stream(
+    read: Callable[[], dict[str, Any]],
+    *,
+    last: Callable[[dict[str, Any]], bool],
+    allowed: Callable[[], Awaitable[bool]],
+) -> StreamingResponse:
+    """Args: read: what is watched; blocking. last: whether nothing will change any more. allowed: whether the one who
+    watches still may."""
 
     async def events() -> AsyncIterator[str]:
         sent, sent_at = "", time.monotonic()
-        while True:
+        while await allowed():
             try:
                 document = await to_thread.run_sync(read)
             except LedgerUnavailable:

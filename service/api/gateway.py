@@ -8,9 +8,11 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
+from service.access.authenticator import Authenticator
 from service.api.admission import Admission
 from service.api.places import Places
 from service.api.readiness import Readiness
+from service.audit.trail import AuditTrail
 from service.inference.engine import Engine
 from service.ledger.ledger import Ledger
 from service.ledger.search import Search
@@ -35,6 +37,8 @@ class Gateway:
     routing: ReloadingRouting
     receiving: Places
     worker: Worker | None  # of this process, if it has one
+    authenticator: Authenticator
+    audit: AuditTrail
     others: tuple[Engine, ...] = ()  # of further bundles
 
     @property

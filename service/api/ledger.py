@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from service.api.dicomweb_store import StudyUid
 from service.api.events import event_stream
 from service.api.gateway import Gateway, SharedGateway
 from service.api.jobs import job_document
+from service.api.permissions import still_permitted
 from service.api.problems import problem_responses
 from service.errors import LedgerUnavailable, MalformedRequest, UnknownObject
 from service.ledger.report import fates
@@ -23,7 +25,10 @@ from service.preview import RESEARCH_USE
 router = APIRouter()
 SHOWN_SERIES, SHOWN_JOBS = 100, 200  # the latest; /jobs and QIDO-RS page through the rest
 PAGE = Path(__file__).with_name("page.html")
-CONTENT_SECURITY = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+CONTENT_SECURITY = (
+    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 def overview(gateway: Gateway) -> dict[str, Any]:
@@ -53,8 +58,9 @@ async def show_ledger(gateway: SharedGateway) -> dict[str, Any]:
 
 @router.get("/ledger/events", tags=["jobs"], summary="The same, as server-sent events on each change",
             response_class=Response, responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
-async def ledger_events(gateway: SharedGateway) -> StreamingResponse:
-    return event_stream(partial(overview, gateway), last=lambda _: False)
+async def ledger_events(request: Request, gateway: SharedGateway) -> StreamingResponse:
+    allowed = still_permitted(request, gateway.authenticator)
+    return event_stream(partial(overview, gateway), last=lambda _: False, allowed=allowed)
 
 
 @router.post("/ledger/studies/{study}/complete", tags=["jobs"], summary="The sender's notice that a study is complete",

@@ -7,9 +7,18 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.api.permissions import Open, needed
 from service.api.problems import problem_responses
 from service.api.pull import PullRequest
-from service.errors import TagsError
+from service.errors import (
+    AuthenticationUnavailable,
+    ForeignHost,
+    ForeignOrigin,
+    RoleMissing,
+    TagsError,
+    TooManyRequests,
+    Unauthenticated,
+)
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument
 from service.results import FORMATS
@@ -77,6 +86,8 @@ SEGMENT_RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"description": "With `Prefer: respond-async`: the job, whose address is in Location"},
     **problem_responses(TagsError),
 }
+ANY_ROUTE = (ForeignOrigin, ForeignHost, TooManyRequests)
+GUARDED_ROUTE = (*ANY_ROUTE, Unauthenticated, RoleMissing, AuthenticationUnavailable)
 PROBLEM_SCHEMA = {
     "type": "object",
     "description": "RFC 9457. Nothing of the request is repeated.",
@@ -111,10 +122,30 @@ def complete_openapi(app: FastAPI) -> None:
             schemas |= pull.pop("$defs") | {"PullRequest": pull} | {"PromptDocument": schemas["PromptDocument"]}
             schemas["Problem"] = PROBLEM_SCHEMA
             _drop_validation_errors(schema)
+            _add_access(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _add_access(schema: dict[str, Any]) -> None:
+    """Who may use each operation, and how one is refused."""
+    schema["components"]["securitySchemes"] = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "a token of the configured OIDC issuer, or an API key",
+        }
+    }
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            wanted = needed(method.upper(), path)
+            refusals = ANY_ROUTE if wanted is Open.PUBLIC else GUARDED_ROUTE
+            operation["responses"] = problem_responses(*refusals) | operation["responses"]
+            operation["security"] = [] if wanted is Open.PUBLIC else [{"bearer": []}]
+            if isinstance(wanted, frozenset):
+                operation["x-roles"] = sorted(wanted)
 
 
 def _drop_validation_errors(schema: dict[str, Any]) -> None:

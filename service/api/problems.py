@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from service.errors import MalformedRequest, MethodNotAllowed, TagsError, UnknownPath
+from service.errors import MalformedRequest, MethodNotAllowed, TagsError, Unauthenticated, UnknownPath
 from service.telemetry.request_log import RequestRecord
 
 MEDIA_TYPE = "application/problem+json"
@@ -34,6 +34,8 @@ def problem(error: TagsError, request_id: str) -> JSONResponse:
         **error.members,
     }
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == Unauthenticated.status:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(content, error.status, headers, MEDIA_TYPE)
 
 

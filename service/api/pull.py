@@ -13,19 +13,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from service.api.auditing import audit
 from service.api.body import stream_blocks
 from service.api.gateway import Gateway
 from service.api.uploads import Upload
+from service.audit.event import Participant, transferred
 from service.dicomweb.client import DicomwebClient
 from service.errors import MalformedRequest, UnknownSource
 from service.prompt_document import PromptDocument
 from service.rules.document import DicomwebPeer
+from service.subject import study_of_files
 from service.telemetry.stages import Stages
 
 UID = Field(pattern=r"^[0-9.]{1,64}$")
@@ -58,6 +62,10 @@ async def pulled(request: Request, gateway: Gateway, stages: Stages) -> AsyncIte
     try:
         with stages("receive"):
             files = await to_thread.run_sync(_fetch, peer, wanted, directory, settings.max_upload_bytes)
+        if gateway.audit.enabled and files:
+            study = await to_thread.run_sync(study_of_files, files, wanted.study_instance_uid)
+            source = Participant(wanted.source, network=urlsplit(peer.url).hostname or "")
+            await audit(gateway, transferred(source, gateway.audit.us, study, action="C"))
         fields = {"prompts": wanted.prompts.model_dump_json(exclude_none=True)}
         fields["series_instance_uid"] = wanted.series_instance_uid
         if wanted.format:

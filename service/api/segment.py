@@ -17,14 +17,17 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.auditing import asking, audit
 from service.api.disconnection import while_connected
 from service.api.gateway import Gateway, SharedGateway
 from service.api.negotiation import choose_format
 from service.api.openapi import SEGMENT_BODY, SEGMENT_RESPONSES
+from service.api.permissions import caller_of
 from service.api.problems import record_of
 from service.api.pull import pulled
 from service.api.respond_async import accept_job, is_preferred
 from service.api.uploads import Upload, received
+from service.audit.event import Participant, accessed
 from service.bundles import choose
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
@@ -38,6 +41,7 @@ from service.prompt_document import PromptDocument, read_prompt_document, resolv
 from service.results import Result, format_named, render
 from service.segment import segment
 from service.settings import Settings
+from service.subject import study_of
 from service.telemetry.request_log import RequestRecord
 from service.telemetry.stages import Stages
 
@@ -84,9 +88,9 @@ async def post_segment(
             document = read_prompt_document(upload.fields.get("prompts"))
             engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
             if is_preferred(request):
-                return await accept_job(gateway, engine, upload, record.format, named)
+                return await accept_job(gateway, engine, upload, record.format, named, caller_of(request).identity)
             with anyio.move_on_after(settings.request_timeout_s):
-                work = _segment(gateway, engine, upload, document, wishes, record, stages)
+                work = _segment(gateway, engine, upload, document, wishes, record, stages, asking(request))
                 return _answer(await while_connected(request, work), engine, stages)
             raise ModelTimeout(f"the request took longer than {settings.request_timeout_s:g} s")
     finally:
@@ -108,12 +112,16 @@ async def _segment(
     profile: Profile,
     record: RequestRecord,
     stages: Stages,
+    caller: Participant,
 ) -> Result:
     """The way from files to a result, in its turn."""
     async with gateway.admission.turn():
         with stages("headers"):
             series = await to_thread.run_sync(_read_series, upload, gateway.settings)
         _note_series(record, gateway, engine, series)
+        if gateway.audit.enabled:
+            study = await to_thread.run_sync(study_of, series)
+            await audit(gateway, accessed(caller, gateway.audit.us, study))
         prompts = await to_thread.run_sync(_resolve, document, series, upload)
         _note_prompts(record, prompts)
         mask = await segment(series, prompts, engine, stages)

@@ -20,6 +20,7 @@ from service.delivery.failure import DeliveryFailed, unreachable
 from service.dicomweb.related import Part, RelatedParts, read_related
 from service.errors import MalformedRequest, SourceUnavailable, UnsupportedMediaType, UploadTooLarge
 from service.rules.document import DicomwebPeer
+from service.tls import TlsInvalid
 
 CHUNK_BYTES = 256 * 1024
 DICOM_JSON = "application/dicom+json"
@@ -48,7 +49,7 @@ class DicomwebClient:
             timeout=peer.timeout_s,
             auth=(peer.username, password) if peer.username else None,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            verify=ssl.create_default_context(cafile=str(peer.ca_file)) if peer.ca_file else True,
+            verify=_context(peer),
             trust_env=False,  # a proxy of the environment would be another server than the configured one
             follow_redirects=False,
         )
@@ -130,6 +131,16 @@ class DicomwebClient:
             for record in (found if isinstance(found, list) else [])
             if isinstance(record, dict)
         )
+
+
+def _context(peer: DicomwebPeer) -> ssl.SSLContext | bool:
+    """Raises: DeliveryFailed: files that cannot be used are the destination's trouble, not the object's."""
+    if not peer.url.startswith("https:"):
+        return True
+    try:
+        return peer.context()
+    except TlsInvalid as error:
+        raise unreachable(str(error)) from error
 
 
 def _related(objects: Sequence[Outgoing], boundary: str) -> Iterator[bytes]:

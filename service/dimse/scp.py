@@ -11,6 +11,10 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import ssl
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -19,13 +23,16 @@ from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
-from service.dicom.facts import read_facts
+from service.audit.event import Participant, Study, beginning, transferred
+from service.audit.trail import AuditTrail
+from service.dicom.facts import Facts, read_facts
 from service.dimse.scu import read_report
-from service.errors import LedgerUnavailable, NotDicom, StorageFull
+from service.errors import AuditUnavailable, LedgerUnavailable, NotDicom, StorageFull
 from service.ledger.ledger import Ledger
 from service.ledger.receiving import Arrival, Origin
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from service.tls import AcceptedInThread, server_context
 
 # PS3.4 Table B.2-1
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xA900, 0xC000, 0x0110
@@ -33,15 +40,25 @@ MAX_PDU_BYTES = 0  # any: large PDUs mean fewer turns of a Python loop
 IDLE_S = 120.0  # a modality that stops in mid-study frees its place
 
 
+@dataclass
+class _Received:
+    """What one association has brought: patients by study, and instances by study and SOP class."""
+
+    sender: Participant
+    patients: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+
 class Listener:
     """Listens from the moment it is made until `close`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail) -> None:
         """Raises: OSError: the port is taken."""
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future SOP classes too
         _config.ENFORCE_UID_CONFORMANCE = False
         silence()
-        self._settings, self._ledger, self._metrics = settings, ledger, metrics
+        self._settings, self._ledger, self._metrics, self._audit = settings, ledger, metrics, audit
+        self._received: dict[int, _Received] = {}  # by association, while it lasts
         self._directory, self._numbers = ledger.staging.directory(), itertools.count()
         self._ae = AE(ae_title=settings.dimse_ae_title)
         self._ae.maximum_pdu_size = MAX_PDU_BYTES
@@ -57,9 +74,13 @@ class Listener:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._report),
+            (evt.EVT_CONN_CLOSE, self._ended),
         ]
         assert settings.dimse_port is not None
-        self._server = self._ae.start_server((settings.host, settings.dimse_port), block=False, evt_handlers=handlers)
+        accepting: Any = AcceptedInThread(dimse_context(settings))
+        self._server = self._ae.start_server(
+            (settings.host, settings.dimse_port), block=False, ssl_context=accepting, evt_handlers=handlers
+        )
 
     @property
     def port(self) -> int:
@@ -88,15 +109,45 @@ class Listener:
             if facts.sop_instance_uid != getattr(event.request, "AffectedSOPInstanceUID", None):
                 return MISMATCH, "refused"
             requestor = event.assoc.requestor
+            self._audit_first(event, facts)
             origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=self._settings.dimse_ae_title)
             (receipt,) = self._ledger.receiver.receive([Arrival(staged, facts, origin)])
+            self._count(event, facts)
         except NotDicom:
             return CANNOT_UNDERSTAND, "refused"
-        except (StorageFull, LedgerUnavailable, OSError):
+        except (StorageFull, LedgerUnavailable, AuditUnavailable, OSError):
             return OUT_OF_RESOURCES, "refused"  # a sender tries again after A7xx
         finally:
             staged.unlink(missing_ok=True)
         return SUCCESS, "duplicate" if receipt.duplicate else "stored"
+
+    def _audit_first(self, event: evt.Event, facts: Facts) -> None:
+        """The first instance of a study on an association is told before it is kept. Raises: AuditUnavailable."""
+        if not self._audit.enabled:
+            return
+        requestor = event.assoc.requestor
+        received = self._received.setdefault(
+            id(event.assoc), _Received(Participant(requestor.ae_title, requestor=True, network=requestor.address))
+        )
+        if facts.study_instance_uid in received.patients:
+            return
+        (patient_id,) = facts.series_text("PatientID") if facts.series_json else ("",)
+        patient_id = patient_id or self._ledger.series.patient_id(facts.study_instance_uid)
+        self._audit.record(beginning(received.sender, self._audit.us, Study(facts.study_instance_uid, patient_id)))
+        received.patients[facts.study_instance_uid] = patient_id
+
+    def _count(self, event: evt.Event, facts: Facts) -> None:
+        if received := self._received.get(id(event.assoc)):
+            received.counts[facts.study_instance_uid][facts.sop_class_uid] += 1
+
+    def _ended(self, event: evt.Event) -> None:
+        """What an association brought, once it is over; nobody is left to be refused, so a failure is only counted."""
+        if (received := self._received.pop(id(event.assoc), None)) is None:
+            return
+        for uid, counts in received.counts.items():
+            study = Study(uid, received.patients[uid], dict(counts))
+            with suppress(AuditUnavailable):
+                self._audit.record(transferred(received.sender, self._audit.us, study, action="C"))
 
     def _report(self, event: evt.Event) -> tuple[int, None]:
         """A destination's answer to a storage commitment, which another process may have asked for."""
@@ -106,6 +157,18 @@ class Listener:
         except LedgerUnavailable:
             return PROCESSING_FAILURE, None
         return SUCCESS, None
+
+
+def dimse_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS as the settings ask for it; None for plain DIMSE. Raises: TlsInvalid."""
+    if not settings.dimse_tls or settings.tls_certificate_file is None:
+        return None
+    return server_context(
+        settings.tls_certificate_file,
+        settings.tls_key_file,
+        key_password=settings.tls_key_password.get_secret_value(),
+        client_ca_file=settings.dimse_tls_client_ca_file,
+    )
 
 
 @cache

@@ -20,6 +20,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from service.delivery.failure import DeliveryFailed, unreachable
 from service.dicomweb.client import Outgoing
 from service.rules.document import DimsePeer
+from service.tls import TlsInvalid
 
 WARNINGS = range(0xB000, 0xC000)  # stored, but not word for word; PS3.4 B.2.3
 REQUEST_COMMITMENT = 1  # action type; PS3.4 J.3.2
@@ -111,8 +112,12 @@ def _entity(peer: DimsePeer, calling_ae_title: str) -> AE:
 
 @contextmanager
 def _associated(ae: AE, peer: DimsePeer, handlers: Any = (), roles: Any = ()) -> Iterator[Association]:
+    try:
+        tls = (peer.tls.context(), peer.host) if peer.tls else None
+    except TlsInvalid as error:
+        raise unreachable(str(error)) from error
     association = ae.associate(
-        peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=list(handlers), ext_neg=list(roles)
+        peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=list(handlers), ext_neg=list(roles), tls_args=tls
     )
     try:
         if not association.is_established:

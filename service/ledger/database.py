@@ -94,6 +94,7 @@ def _sqlite(url: str) -> Engine:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # NORMAL loses the last commits at a power cut
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # deleted rows hold patient data: they are overwritten
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -97,6 +97,7 @@ class JobView:
     parent_id: str | None
     predecessor_id: str | None
     rule: str
+    requested_by: str
     created_at: float
     updated_at: float
     finished_at: float | None
@@ -266,6 +267,7 @@ class Jobs:
         with self._database.writing() as connection:
             now = self._database.now(connection)
             values: dict[str, Any] = {"state": "cancelled", "reason": "expired", "output": {}, "updated_at": now}
+            values["plan"] = {"requested_by": _view(connection, job_id).requested_by}  # prompts are free text
             ended = and_(job.c.id == job_id, job.c.kind == "request", job.c.state.in_(ENDED))
             connection.execute(update(job).where(ended).values(values))
 
@@ -395,6 +397,7 @@ def shown(row: Row[Any]) -> JobView:
         parent_id=row.parent_id,
         predecessor_id=row.predecessor_id,
         rule=str(row.plan.get("rule", "")),
+        requested_by=str(row.plan.get("requested_by", "")),
         created_at=row.created_at,
         updated_at=row.updated_at,
         finished_at=row.finished_at,

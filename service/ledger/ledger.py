@@ -11,6 +11,7 @@ from service.ledger.database import Database
 from service.ledger.jobs import Jobs
 from service.ledger.objects import ObjectStore, Staging, open_store
 from service.ledger.receiving import Receiver
+from service.ledger.retention import Retention
 from service.ledger.series import SeriesTable
 
 
@@ -26,6 +27,7 @@ class Ledger:
     series: SeriesTable
     circuits: Circuits
     commitments: Commitments
+    retention: Retention
 
     def close(self) -> None:
         self.receiver.close()
@@ -51,4 +53,5 @@ def open_ledger(data_dir: Path, *, database_url: str = "", object_store_url: str
         series=SeriesTable(database),
         circuits=Circuits(database),
         commitments=Commitments(database),
+        retention=Retention(database, store),
     )

@@ -47,7 +47,11 @@ class ObjectStore(Protocol):
         ...
 
     def remove(self, key: str) -> None:
-        """Forget a key; one that is not there is no error."""
+        """Forget a key; one that is not there is no error. Raises: LedgerUnavailable."""
+        ...
+
+    def check_absent(self, key: str) -> None:
+        """Raises: LedgerUnavailable: it is still there, or cannot be asked for."""
         ...
 
     def free_bytes(self) -> int | None:
@@ -97,7 +101,14 @@ class FolderStore:
         return tuple(self._root / key for key in keys)
 
     def remove(self, key: str) -> None:
-        (self._root / key).unlink(missing_ok=True)
+        try:
+            (self._root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise _translated(error) from error
+
+    def check_absent(self, key: str) -> None:
+        if (self._root / key).exists():
+            raise LedgerUnavailable("an object that was removed is still there")
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(self._root).free
@@ -140,6 +151,15 @@ class RemoteStore:
             return
         except OSError as error:
             raise _translated(error) from error
+
+    def check_absent(self, key: str) -> None:
+        try:
+            self._filesystem.invalidate_cache()
+            there = self._filesystem.exists(self._path(key))
+        except OSError as error:
+            raise _translated(error) from error
+        if there:
+            raise LedgerUnavailable("an object that was removed is still there")
 
     def free_bytes(self) -> int | None:
         return None

@@ -24,11 +24,13 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from service.dicom.facts import Facts
-from service.errors import TagsError
+from service.errors import LedgerUnavailable, TagsError
 from service.ledger.database import Database
 from service.ledger.objects import ObjectStore
+from service.ledger.retention import being_deleted
 from service.ledger.tables import instance, series
 
+BEING_DELETED = "a retention rule is deleting this series; send it again in some minutes"
 MAX_BATCH = 256  # arrivals per transaction
 _SEARCHABLE = {  # column of `series`: attribute
     "patient_id": "PatientID",
@@ -135,13 +137,37 @@ class Receiver:
             if ended:
                 return
 
+    def _without_deleted(
+        self, connection: Connection, batch: list[tuple[list[Arrival], Future[list[Receipt]]]]
+    ) -> list[tuple[list[Arrival], Future[list[Receipt]]]]:
+        """Only the senders of series that are being deleted are told to come again."""
+        wanted = sorted(set().union(*(_series_of(arrivals) for arrivals, _ in batch)))
+        deleted = being_deleted(self._database, connection, wanted)
+        # One that this process has seen before its deletion: its header was not read again, and must be.
+        without_header = {
+            arrival.facts.series_instance_uid
+            for arrivals, _ in batch
+            for arrival in arrivals
+            if not arrival.facts.series_json
+        }
+        deleted |= without_header - _there(connection, without_header)
+        if not deleted:
+            return batch
+        self._known -= deleted
+        for arrivals, future in batch:
+            if _series_of(arrivals) & deleted:
+                future.set_exception(LedgerUnavailable(BEING_DELETED))
+        return [item for item in batch if not _series_of(item[0]) & deleted]
+
     def _commit(self, batch: list[tuple[list[Arrival], Future[list[Receipt]]]]) -> None:
         try:
             with self._database.writing() as connection:
+                batch = self._without_deleted(connection, batch)
                 receipts = record(self._database, connection, [item for arrivals, _ in batch for item in arrivals])
         except Exception as error:  # whatever it is, the senders must be told that nothing was kept
             for _, future in batch:
-                future.set_exception(error)
+                if not future.done():
+                    future.set_exception(error)
             return
         self._known |= {receipt.facts.series_instance_uid for receipt in receipts}
         for arrivals, future in batch:
@@ -149,8 +175,25 @@ class Receiver:
             receipts = receipts[len(arrivals) :]
 
 
+def _there(connection: Connection, series_instance_uids: set[str]) -> set[str]:
+    """Those of these series that the ledger has. A batch names a few."""
+    if not series_instance_uids:
+        return set()
+    found = select(series.c.series_instance_uid).where(series.c.series_instance_uid.in_(series_instance_uids))
+    return set(connection.execute(found).scalars())
+
+
+def _series_of(arrivals: Sequence[Arrival]) -> set[str]:
+    return {arrival.facts.series_instance_uid for arrival in arrivals}
+
+
 def record(database: Database, connection: Connection, arrivals: Sequence[Arrival]) -> list[Receipt]:
-    """Enter arrivals whose bytes are in the store. Inside the caller's transaction."""
+    """Enter arrivals whose bytes are in the store. Inside the caller's transaction.
+
+    Raises: LedgerUnavailable: a series among them is being deleted.
+    """
+    if being_deleted(database, connection, sorted(_series_of(arrivals))):
+        raise LedgerUnavailable(BEING_DELETED)
     now = database.now(connection)
     _ensure_series(database, connection, arrivals, now)
     known = _known(connection, {arrival.facts.sop_instance_uid for arrival in arrivals})

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from service.ledger.database import Database
 from service.ledger.jobs import JobView, shown
-from service.ledger.tables import instance, job, series
+from service.ledger.tables import deletion, instance, job, series
 
 Fate = Literal["delivered", "refused", "open"]
 
@@ -37,12 +37,24 @@ class SeriesFate:
 
 
 @dataclass(frozen=True)
+class Deleted:
+    """What one retention rule has deleted. `unfinished`: series whose objects are not all gone yet."""
+
+    rule: str
+    series: int
+    instances: int
+    size_bytes: int
+    unfinished: int
+
+
+@dataclass(frozen=True)
 class Report:
     """Images by fate and reason, and the series that are open."""
 
     instances: int
     by_fate: dict[tuple[str, str], int]
     open: tuple[SeriesFate, ...]
+    deleted: tuple[Deleted, ...] = ()  # by retention rules; no longer among the instances
 
     @property
     def balanced(self) -> bool:
@@ -85,7 +97,24 @@ def reconcile(database: Database, *, since: float = 0.0) -> Report:
         ).scalar_one()
     if replaced:
         by_fate[("refused", "replaced")] += replaced
-    return Report(count, dict(by_fate), tuple(item for item in found if item.fate == "open"))
+    still_open = tuple(item for item in found if item.fate == "open")
+    return Report(count, dict(by_fate), still_open, tuple(deletions(database, since=since)))
+
+
+def deletions(database: Database, *, since: float = 0.0) -> list[Deleted]:
+    """By rule, of those begun since then."""
+    columns = (func.count(), func.sum(deletion.c.instances), func.sum(deletion.c.size_bytes))
+    statement = (
+        select(deletion.c.rule, *columns, func.count() - func.count(deletion.c.completed_at))
+        .where(deletion.c.begun_at >= since)
+        .group_by(deletion.c.rule)
+        .order_by(deletion.c.rule)
+    )
+    with database.reading() as connection:
+        return [
+            Deleted(rule, count, int(instances), int(size_bytes), unfinished)
+            for rule, count, instances, size_bytes, unfinished in connection.execute(statement)
+        ]
 
 
 def _fate(row: Any, jobs: Sequence[JobView]) -> SeriesFate:

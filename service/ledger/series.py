@@ -102,6 +102,12 @@ class SeriesTable:
             rows = connection.execute(select(*columns).where(wanted, instance.c.current).order_by(instance.c.id))
             return [HeldInstance(**row._mapping) for row in rows]
 
+    def patient_id(self, study_instance_uid: str) -> str:
+        """As the study's images say it; "" for a study that is not held."""
+        with self._database.reading() as connection:
+            found = select(series.c.patient_id).where(series.c.study_instance_uid == study_instance_uid)
+            return str(connection.execute(found.order_by(series.c.first_received_at).limit(1)).scalar() or "")
+
     def notice_complete(self, study_instance_uid: str, series_instance_uid: str | None = None) -> int:
         """The sender's word that nothing more follows. Returns: series concerned. Raises: UnknownObject."""
         concerned = series.c.study_instance_uid == study_instance_uid

@@ -132,6 +132,25 @@ circuit = Table(
     Column("open_until", Double, nullable=False),
 )
 
+# What retention rules have deleted: the proof. Keys and Patient ID are there only until the objects are gone.
+deletion = Table(
+    "deletion",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("rule", String(16), nullable=False),  # sources, results, failed
+    Column("study_instance_uid", String(64), nullable=False),
+    Column("series_instance_uid", String(64), nullable=False, index=True),
+    Column("patient_id", String(320), nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sop_classes", JSON, nullable=False),  # SOP Class UID: count
+    Column("digest", String(64), nullable=False),  # SHA-256 over the sorted digests of the instances
+    Column("keys", JSON, nullable=False),
+    Column("received_at", Double, nullable=False),
+    Column("begun_at", Double, nullable=False),
+    Column("completed_at", Double, index=True),
+)
+
 commitment = Table(
     "commitment",
     metadata,

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -25,6 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from service.dicom.keywords import is_keyword
 from service.prompt_document import MAX_TARGET_CHARACTERS, MAX_TEXT_CHARACTERS
 from service.results import FORMATS
+from service.tls import client_context
 
 DICOM = "application/dicom"
 OWN_NAMES = ("via", "calling_ae", "called_ae", "instances")  # what a rule may match beside header keywords
@@ -122,14 +125,25 @@ class Rule(_Strict):
         return self
 
 
-class DicomwebPeer(_Strict):
+class Trust(_Strict):
+    """How a peer is recognised over TLS, and how it recognises us."""
+
+    ca_file: Path | None = Field(default=None, description="trust these certificates instead of the system's")
+    certificate_file: Path | None = Field(default=None, description="shown to a peer that asks for one (mTLS)")
+    key_file: Path | None = Field(default=None, description="its key, unless it is in the same file")
+
+    def context(self) -> ssl.SSLContext:
+        """Raises: TlsInvalid."""
+        return client_context(ca_file=self.ca_file, certificate_file=self.certificate_file, key_file=self.key_file)
+
+
+class DicomwebPeer(Trust):
     """A DICOMweb server."""
 
     url: str = Field(pattern=r"^https?://[^\s@]+$", description="up to and without /studies")
     username: str = ""
     password_env: str = ""
     token_env: str = Field(default="", description="a bearer token instead")
-    ca_file: Path | None = Field(default=None, description="trust these certificates instead of the usual ones")
     timeout_s: float = Field(default=60.0, gt=0)
 
     def password(self) -> SecretStr:
@@ -145,6 +159,7 @@ class DimsePeer(_Strict):
     host: str
     port: int = Field(ge=1, le=65535)
     ae_title: str = Field(pattern=AE_TITLE)
+    tls: Trust | None = Field(default=None, description="speak TLS to it; `{}` for the system's authorities")
     timeout_s: float = Field(default=30.0, gt=0)
 
 
@@ -167,6 +182,11 @@ class Destination(_Strict):
         if self.how_to_verify == "commitment" and not self.dimse:
             raise ValueError("verify: commitment needs dimse")
         return self
+
+    @property
+    def host(self) -> str:
+        """Where it is."""
+        return self.dimse.host if self.dimse else urlsplit(self.stow.url if self.stow else "").hostname or ""
 
     @property
     def how_to_verify(self) -> Literal["qido", "commitment", "none"]:

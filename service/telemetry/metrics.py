@@ -30,11 +30,16 @@ class Metrics:
         self.silenced = Counter(
             "tags_silenced_log_records_total", "Log records of DICOM libraries, withheld.", registry=self._registry
         )
-
+        self.audit_failures = Counter(
+            "tags_audit_failures_total", "Audit messages that could not be written.", registry=self._registry
+        )
         self.instances = Counter(
             "tags_instances_total", "Instances received.", ["via", "outcome"], registry=self._registry
         )
         self.decisions = Counter("tags_series_decided_total", "Series decided.", ["reason"], registry=self._registry)
+        self.deletions = Counter(
+            "tags_series_deleted_total", "Series deleted by a retention rule.", ["rule"], registry=self._registry
+        )
         self.attempts = Counter(
             "tags_job_attempts_total", "Attempts at jobs.", ["kind", "outcome", "slug"], registry=self._registry
         )

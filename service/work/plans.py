@@ -45,6 +45,7 @@ class RequestPlan(_Plan):
     prompts: str | None = None  # the document as it was sent, checked
     series_instance_uid: str | None = None
     format: str
+    requested_by: str = ""  # who may fetch the result without being allowed to read everything
     profile: str = ""  # name of the destination profile; the default one else
 
     @property

@@ -14,6 +14,8 @@ from typing import Any
 
 from anyio import to_thread
 
+from service.audit.event import Participant, Study, accessed
+from service.audit.trail import AuditTrail
 from service.dicom.annotations import ImagePoint, SpacePoint, read_points
 from service.dicom.facts import read_facts
 from service.dicom.ingest import SeriesLimits, read_series
@@ -34,6 +36,7 @@ from service.prompt_document import Point, PromptDocument, read_prompt_document,
 from service.results import Result, render
 from service.segment import segment
 from service.settings import Settings
+from service.subject import study_of
 from service.telemetry.stages import Stages
 from service.work.plans import DeliveryPlan, RequestPlan, SeriesPlan
 
@@ -47,6 +50,7 @@ class Segmenter:
     ledger: Ledger
     engine: Engine
     settings: Settings
+    audit: AuditTrail
 
     async def run_series(self, lease: Lease, enter: Callable[[str], None]) -> dict[str, float]:
         """Returns: seconds by stage. Raises: LeaseLost, and the leaves that `POST /segment` answers."""
@@ -61,6 +65,7 @@ class Segmenter:
         try:
             with stages("headers"):
                 source = await to_thread.run_sync(self._read_held, lease.series_instance_uid, directory)
+            await to_thread.run_sync(self._audit, source, f"rule:{plan.rule}")
             prompts = await to_thread.run_sync(self._prompts_of_plan, plan, source, directory)
             mask = await segment(source, prompts, self.engine, stages)
             await to_thread.run_sync(self._conclude, lease, plan, source, mask, prompts, stages, directory)
@@ -78,6 +83,7 @@ class Segmenter:
             with stages("headers"):
                 files = [paths[key] for key in plan.files]
                 source = await to_thread.run_sync(self._read, files, plan.series_instance_uid)
+            study = await to_thread.run_sync(self._audit, source, plan.requested_by)
             organ_mask, mask = (paths[key] if key else None for key in (plan.organ_mask, plan.mask))
             document = read_prompt_document(plan.prompts)
             prompts = await to_thread.run_sync(_resolve, document, source, organ_mask, mask)
@@ -87,10 +93,16 @@ class Segmenter:
                 render, plan.format, source, found, prompts, self.engine.bundle, stages,
                 profile=profile_named(plan.profile, self.settings.profiles_dir), lineage=lineage,
             )  # fmt: skip
-            await to_thread.run_sync(self._conclude_request, lease, plan, write, found, stages, directory)
+            await to_thread.run_sync(self._conclude_request, lease, plan, write, found, stages, directory, study)
         finally:
             await to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
         return stages.seconds
+
+    def _audit(self, source: Series, asked_by: str) -> Study:
+        """Raises: AuditUnavailable."""
+        study = study_of(source)
+        self.audit.record(accessed(Participant(asked_by or "unknown", requestor=True), self.audit.us, study))
+        return study
 
     def _read_held(self, series_instance_uid: str, directory: Path) -> Series:
         held = self.ledger.series.instances(series_instance_uid=series_instance_uid)
@@ -175,6 +187,7 @@ class Segmenter:
         found: Mask,
         stages: Stages,
         directory: Path,
+        study: Study,
     ) -> None:
         result = write()
         staged, key = directory / "result", result_key(lease.job_id, lease.token)
@@ -182,6 +195,8 @@ class Segmenter:
         self.ledger.store.put([(staged, key)])
         output: dict[str, Any] = {"key": key, "media_type": result.media_type, "file_name": result.file_name}
         output |= {"found": bool(found.voxels.any()), "server_timing": stages.server_timing()}
+        if self.audit.enabled:  # for the audit of who fetches it
+            output["study"] = {"study_instance_uid": study.study_instance_uid, "patient_id": study.patient_id}
         try:
             self.ledger.jobs.end(lease, state="done", output=output)
         except LeaseLost:

@@ -16,6 +16,7 @@ from functools import partial
 
 from anyio import to_thread
 
+from service.audit.trail import AuditTrail
 from service.delivery.failure import DeliveryFailed
 from service.errors import LedgerRefused, LedgerUnavailable, StorageFull, TagsError
 from service.inference.engine import Engine
@@ -29,6 +30,7 @@ from service.telemetry.work_log import WorkLog, WorkRecord
 from service.work.deciding import Decider
 from service.work.delivering import Deliverer
 from service.work.holding import Progress, while_held
+from service.work.retaining import Retainer
 from service.work.segmenting import Segmenter
 
 SEGMENTING, DELIVERING = ("series", "request"), ("delivery",)
@@ -49,14 +51,16 @@ class Worker:
         *,
         metrics: Metrics,
         log: WorkLog,
+        audit: AuditTrail,
     ) -> None:
         self._ledger, self._routing, self._settings = ledger, routing, settings
         self._metrics, self._log = metrics, log
-        self._segmenter = Segmenter(ledger, engine, settings)
-        self._deliverer = Deliverer(ledger, settings.dimse_ae_title)
+        self._segmenter = Segmenter(ledger, engine, settings, audit)
+        self._deliverer = Deliverer(ledger, settings.dimse_ae_title, audit)
         self._decider = Decider(
             ledger, lambda reason: metrics.decisions.labels(reason).inc(), max_attempts=settings.job_attempts
         )
+        self._retainer = Retainer(ledger, settings, audit, lambda rule: metrics.deletions.labels(rule).inc())
         self._owner = f"{socket.gethostname()[:40]}:{os.getpid()}"
         self._wakes: list[asyncio.Event] = []
 
@@ -84,6 +88,8 @@ class Worker:
         while True:
             with self._survived("sweep"):
                 await to_thread.run_sync(self._remove_expired)
+            with self._survived("retention"):
+                await to_thread.run_sync(self._retainer.sweep)
             await asyncio.sleep(SWEEP_S)
 
     def _remove_expired(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import uvicorn
 
 from demo.running import free_port
 from service.app import create_app
+from service.cli import tls_of
 from service.ledger.ledger import Ledger
 from service.settings import Settings
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
@@ -58,21 +60,28 @@ class LiveGateway:
 
 
 @contextmanager
-def live_gateway(data_dir: Path, engine: Any = None, **settings: Any) -> Iterator[LiveGateway]:
+def live_gateway(
+    data_dir: Path, engine: Any = None, *, verify: ssl.SSLContext | bool = True, **settings: Any
+) -> Iterator[LiveGateway]:
+    """Args: verify: how the client checks a gateway with a certificate."""
     port, log = free_port(), io.StringIO()
     dimse_port = free_port()
     chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
-    app = create_app(Settings(data_dir=data_dir, **chosen), engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical"))
+    read = Settings(data_dir=data_dir, **chosen)
+    app = create_app(read, engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, ssl_context_factory=tls_of(read), access_log=False, log_level="critical"
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + START_S
     while not server.started and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.started, "the gateway did not start"
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if read.tls_certificate_file else 'http'}://127.0.0.1:{port}"
     try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=verify) as client:
             yield LiveGateway(url, client, app.state.gateway.ledger, log, dimse_port)
     finally:
         server.should_exit = True
