@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from anyio import to_thread
 from fastapi import FastAPI
+from opentelemetry.trace import Tracer
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
 from service.api import dicomweb_query, dicomweb_retrieve, dicomweb_store, error_page, health, jobs, segment
@@ -35,7 +36,9 @@ from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import RequestLog
+from service.telemetry.tracing import OFF, Tracing, open_tracing
 from service.telemetry.work_log import WorkLog
+from service.watchdog import Watchdog
 from service.work.worker import Worker
 
 if TYPE_CHECKING:
@@ -53,45 +56,72 @@ def create_app(
     engine: Engine | None = None,
     others: Sequence[Engine] = (),
     log_stream: TextIO | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI app.
 
     Args: engine: one that is open already and stays open, instead of the one that the settings name; others: of
-    further bundles, beside it. log_stream: where the request lines go, standard output by default.
+    further bundles, beside it. log_stream: where the request lines go, standard output by default. tracing: instead of
+    what the settings name.
     """
     metrics, log = Metrics(), RequestLog(log_stream)
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         silence_foreign_libraries(metrics.silenced.inc)
-        engines = await to_thread.run_sync(open_engines, settings) if engine is None else (engine, *others)
+        engines = (
+            await to_thread.run_sync(open_engines, settings, tracing.tracer) if engine is None else (engine, *others)
+        )
         opened, *further = engines
         admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
         )
         ledger = await to_thread.run_sync(ledger_of, settings)
-        metrics.register(LedgerMetrics(ledger))
+        metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
         routing = ReloadingRouting(settings.routing_file)
-        worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
+        worker = (
+            new_worker(settings, ledger, routing, opened, metrics, log_stream, tracing.tracer)
+            if settings.worker
+            else None
+        )
         receiving = Places(settings.max_receiving)
         app.state.gateway = Gateway(
-            settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker, tuple(further)
+            settings,
+            opened,
+            admission,
+            readiness,
+            metrics,
+            log,
+            ledger,
+            routing,
+            receiving,
+            worker,
+            tuple(further),
+            tracing.tracer,
         )
         working = asyncio.create_task(worker.run()) if worker else None
-        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics)
+        watching = (
+            asyncio.create_task(watchdog_of(settings, ledger, metrics, log_stream).run())
+            if settings.watchdog_interval_s
+            else None
+        )
+        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics, log_stream)
         try:
             yield
         finally:
             if listener:
                 await to_thread.run_sync(listener.close)
-            if working:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
+            tasks = [task for task in (watching, working) if task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await to_thread.run_sync(ledger.close)
             if engine is None:
                 for each in engines:
                     await each.close()
+            await to_thread.run_sync(tracing.close)
 
     app = FastAPI(
         title="TAGS",
@@ -99,6 +129,8 @@ def create_app(
         description=f"The extent of a tumour in a CT or MR series, from a prompt. **{RESEARCH_USE}**",
         lifespan=lifespan,
         redoc_url=None,
+        # FastAPI's own spans hold path and query, and those the names of patients; ours are in RequestBoundary.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for router in (
         segment.router,
@@ -113,8 +145,13 @@ def create_app(
         app.include_router(router)
     install_problem_handlers(app)
     complete_openapi(app)
-    app.add_middleware(RequestBoundary, log=log, metrics=metrics)
+    app.add_middleware(RequestBoundary, log=log, metrics=metrics, tracer=tracing.tracer)
     return app
+
+
+def watchdog_of(settings: Settings, ledger: Ledger, metrics: Metrics, log_stream: TextIO | None = None) -> Watchdog:
+    """The phantom watchdog of this process."""
+    return Watchdog(settings, ledger, metrics.watchdog(), WorkLog(log_stream))
 
 
 def ledger_of(settings: Settings) -> Ledger:
@@ -134,28 +171,31 @@ def new_worker(
     engine: Engine,
     metrics: Metrics,
     log_stream: TextIO | None = None,
+    tracer: Tracer = OFF,
 ) -> Worker:
     """A worker on what is open already, for the gateway's process or for one of its own."""
-    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream))
+    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream), tracer=tracer)
 
 
-def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics) -> Listener | None:
+def dimse_listener(
+    settings: Settings, ledger: Ledger, metrics: Metrics, log_stream: TextIO | None = None
+) -> Listener | None:
     """The DICOM listener that the settings ask for, listening. Blocking. Raises: OSError: the port is taken."""
     if settings.dimse_port is None:
         return None
     from service.dimse.scp import Listener
 
-    return Listener(settings, ledger, metrics)
+    return Listener(settings, ledger, metrics, WorkLog(log_stream))
 
 
-def open_engines(settings: Settings) -> tuple[Engine, ...]:
+def open_engines(settings: Settings, tracer: Tracer = OFF) -> tuple[Engine, ...]:
     """The engine of TAGS_BUNDLE_DIR, then those of TAGS_MORE_BUNDLES. Raises: ModelNotReady, as `open_engine`."""
-    engines = tuple(open_engine(each) for each in (settings, *settings_of_others(settings)))
+    engines = tuple(open_engine(each, tracer) for each in (settings, *settings_of_others(settings)))
     check_distinct(engines)
     return engines
 
 
-def open_engine(settings: Settings) -> Engine:
+def open_engine(settings: Settings, tracer: Tracer = OFF) -> Engine:
     """The engine that the settings name, on a verified bundle. Blocking: it loads the networks.
 
     Raises: ModelNotReady: the bundle is missing, altered, or untrained without leave to serve it.
@@ -166,7 +206,11 @@ def open_engine(settings: Settings) -> Engine:
         from service.inference.triton import TritonEngine
 
         return TritonEngine(
-            bundle, url=settings.triton_url, timeout_s=settings.triton_timeout_s, max_waiting=settings.max_waiting
+            bundle,
+            url=settings.triton_url,
+            timeout_s=settings.triton_timeout_s,
+            max_waiting=settings.max_waiting,
+            tracer=tracer,
         )
     from service.inference.embedded import EmbeddedEngine
 

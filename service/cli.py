@@ -35,10 +35,12 @@ from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summ
 from service.rules.document import RoutingInvalid
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
+from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import describe_fault
 from service.telemetry.stages import Stages
+from service.telemetry.tracing import open_tracing
 from service.triton_install import TritonUnavailable
 from service.triton_server import Ports, run_triton
 
@@ -132,17 +134,22 @@ def worker() -> None:
 
 async def run_worker(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, which give the jobs at hand back."""
-    engine, ledger = open_engine(settings), ledger_of(settings)
-    working = asyncio.create_task(
-        new_worker(settings, ledger, ReloadingRouting(settings.routing_file), engine, Metrics()).run()
-    )
+    tracing, metrics = open_tracing(settings.otlp_endpoint), Metrics()
+    engine, ledger = open_engine(settings, tracing.tracer), ledger_of(settings)
+    routing = ReloadingRouting(settings.routing_file)
+    metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
+    close_metrics = metrics.serve(settings.host, settings.metrics_port) if settings.metrics_port else None
+    working = asyncio.create_task(new_worker(settings, ledger, routing, engine, metrics, tracer=tracing.tracer).run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         await asyncio.gather(working, return_exceptions=True)
     finally:
+        if close_metrics:
+            await asyncio.to_thread(close_metrics)
         ledger.close()
         await engine.close()
+        await asyncio.to_thread(tracing.close)
 
 
 @app.command("capabilities")

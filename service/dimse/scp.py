@@ -13,6 +13,8 @@ import logging
 import shutil
 from functools import cache
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
@@ -24,8 +26,10 @@ from service.dimse.scu import read_report
 from service.errors import LedgerUnavailable, NotDicom, StorageFull
 from service.ledger.ledger import Ledger
 from service.ledger.receiving import Arrival, Origin
+from service.ledger.trails import Trail
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from service.telemetry.work_log import WorkLog, WorkRecord
 
 # PS3.4 Table B.2-1
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xA900, 0xC000, 0x0110
@@ -36,12 +40,13 @@ IDLE_S = 120.0  # a modality that stops in mid-study frees its place
 class Listener:
     """Listens from the moment it is made until `close`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics, log: WorkLog) -> None:
         """Raises: OSError: the port is taken."""
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future SOP classes too
         _config.ENFORCE_UID_CONFORMANCE = False
         silence()
-        self._settings, self._ledger, self._metrics = settings, ledger, metrics
+        self._settings, self._ledger, self._metrics, self._log = settings, ledger, metrics, log
+        self._records: WeakKeyDictionary[Any, WorkRecord] = WeakKeyDictionary()  # by association
         self._directory, self._numbers = ledger.staging.directory(), itertools.count()
         self._ae = AE(ae_title=settings.dimse_ae_title)
         self._ae.maximum_pdu_size = MAX_PDU_BYTES
@@ -57,6 +62,7 @@ class Listener:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._report),
+            (evt.EVT_CONN_CLOSE, self._closed),
         ]
         assert settings.dimse_port is not None
         self._server = self._ae.start_server((settings.host, settings.dimse_port), block=False, evt_handlers=handlers)
@@ -73,7 +79,19 @@ class Listener:
     def _store(self, event: evt.Event) -> int:
         status, outcome = self._keep(event)
         self._metrics.instances.labels("cstore", outcome).inc()
+        counts = self._record_of(event).instances
+        counts[outcome] = counts.get(outcome, 0) + 1
         return status
+
+    def _record_of(self, event: evt.Event) -> WorkRecord:
+        """The association's log line; its id goes with whatever follows from its images."""
+        return self._records.setdefault(event.assoc, WorkRecord("", "association", 0, request_id=str(uuid4())))
+
+    def _closed(self, event: evt.Event) -> None:
+        record = self._records.pop(event.assoc, None)
+        if record:
+            record.outcome = "closed"
+            self._log.write(record)
 
     def _keep(self, event: evt.Event) -> tuple[int, str]:
         """Returns: the status, and the outcome for the metrics."""
@@ -88,7 +106,9 @@ class Listener:
             if facts.sop_instance_uid != getattr(event.request, "AffectedSOPInstanceUID", None):
                 return MISMATCH, "refused"
             requestor = event.assoc.requestor
-            origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=self._settings.dimse_ae_title)
+            trail = Trail(self._record_of(event).request_id)
+            called_ae = self._settings.dimse_ae_title
+            origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=called_ae, trail=trail)
             (receipt,) = self._ledger.receiver.receive([Arrival(staged, facts, origin)])
         except NotDicom:
             return CANNOT_UNDERSTAND, "refused"

@@ -18,6 +18,7 @@ from demo.running import free_port
 from service.app import create_app
 from service.ledger.ledger import Ledger
 from service.settings import Settings
+from service.telemetry.tracing import Tracing
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 
 START_S = 30
@@ -58,11 +59,18 @@ class LiveGateway:
 
 
 @contextmanager
-def live_gateway(data_dir: Path, engine: Any = None, **settings: Any) -> Iterator[LiveGateway]:
+def live_gateway(
+    data_dir: Path, engine: Any = None, *, tracing: Tracing | None = None, **settings: Any
+) -> Iterator[LiveGateway]:
     port, log = free_port(), io.StringIO()
     dimse_port = free_port()
-    chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
-    app = create_app(Settings(data_dir=data_dir, **chosen), engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
+    chosen = {"min_free_bytes": 0, "dimse_port": dimse_port, "port": port} | settings
+    app = create_app(
+        Settings(data_dir=data_dir, **chosen),
+        engine=engine or FakeEngine(FAKE_BUNDLE),
+        log_stream=log,
+        tracing=tracing,
+    )
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
