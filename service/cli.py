@@ -24,15 +24,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
-from service import ledger_cli, rules_cli
+from service import doctor_cli, ledger_cli, rules_cli
 from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
 from service.capabilities import capabilities
+from service.conformance import statement
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument, read_prompt_document
 from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summary
-from service.rules.document import RoutingInvalid
+from service.rules.document import RoutingInvalid, read_routing
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.ledger_metrics import LedgerMetrics
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(rules_cli.app, name="rules")
 app.add_typer(ledger_cli.app, name="ledger")
+app.command()(doctor_cli.doctor)
 out, err = Console(), Console(stderr=True)
 
 STAGES = {  # what a stage is called while one waits for it
@@ -164,6 +166,15 @@ def capabilities_command(
         out.print_json(json.dumps(document))
     else:
         out.print(capabilities_table(document))
+
+
+@app.command()
+def conformance() -> None:
+    """Print the DICOM conformance statement of this configuration, as Markdown."""
+    with reported_errors():
+        settings = read_settings()
+        text = statement(settings, read_routing(settings.routing_file), create_app(settings))
+    typer.echo(text, nl=False)
 
 
 @app.command()

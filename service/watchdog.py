@@ -186,7 +186,8 @@ class Watchdog:
         async with own_client(self._settings) as client:
             while True:
                 await asyncio.sleep(self._settings.watchdog_interval_s)
-                traveller = traveller or await to_thread.run_sync(new_traveller)
+                if traveller is None:
+                    traveller = await to_thread.run_sync(new_traveller)
                 await self._look(client, traveller)
 
     async def _look(self, client: httpx.AsyncClient, traveller: Traveller) -> None:

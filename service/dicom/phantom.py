@@ -156,7 +156,7 @@ def _level(centre_lps_mm: np.ndarray | tuple[float, float, float], radii_mm: tup
     z, y, x = np.ogrid[tuple(slice(0, n) for n in SHAPE_ZYX)]
     cx, cy, cz = (np.asarray(centre_lps_mm) - ORIGIN_LPS_MM) / SPACING_ZYX_MM[::-1]
     rx, ry, rz = np.asarray(radii_mm) / SPACING_ZYX_MM[::-1]
-    return np.sqrt(((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2)
+    return np.asarray(np.sqrt(((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2))
 
 
 def _tube(path_lps_mm: tuple[tuple[float, float, float], ...], radius_mm: float) -> np.ndarray:
