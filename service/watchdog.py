@@ -121,7 +121,8 @@ async def travel(client: httpx.AsyncClient, traveller: Traveller, ledger: Ledger
         seconds = time.monotonic() - started
     finally:
         with suppress(JourneyFailed):
-            await _answered(client, "DELETE", location)
+            await _answered(client, "DELETE", location)  # cancels one that has not ended
+            await _answered(client, "DELETE", location)  # forgets one that has
         with suppress(TagsError):
             await to_thread.run_sync(ledger.jobs.remove_request, location.rpartition("/")[2])
     found = await to_thread.run_sync(_mask_of, body, traveller.series)

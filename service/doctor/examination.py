@@ -15,7 +15,7 @@ from anyio import to_thread
 from contract.bundle import Bundle
 from service.doctor import ingress, machine, model, storage
 from service.doctor.check import Check, examined
-from service.doctor.pacs import FIX_WEB, check_peers
+from service.doctor.pacs import FIX_LISTENER, FIX_WEB, check_listener, check_peers
 from service.preview import RESEARCH_USE
 from service.settings import Settings
 from service.watchdog import TRAVEL_S
@@ -156,6 +156,8 @@ class _Examiner:
         )
         self.note(await examined("certificate", certificate, fix=ingress.FIX_CERTIFICATE))
         self.note(await examined("access", partial(ingress.check_access, self._settings), fix=ingress.FIX_REACH))
+        listener = _thread(check_listener, self._settings)
+        self.note(await examined("DICOM port", listener, fix=FIX_LISTENER))
         self.note(await examined("body limit", limits, fix=ingress.FIX_REACH))
         ledger = self.opened.ledger if self.opened else None
         if ledger is None:

@@ -25,11 +25,13 @@ from service.doctor.check import Check
 from service.errors import SourceUnavailable
 from service.ledger.commitments import Commitments
 from service.rules.document import Destination, DicomwebPeer, DimsePeer, Routing
+from service.settings import Settings
 
 IDENTITY = Identity("TAGS^Doctor^Phantom", "TAGS-DOCTOR", "tags doctor")
 MAX_BYTES = 16 * 1024**2
 FIX_WEB = "Start the server, or correct url and ca_file in the routing file; this machine must reach it."
 FIX_ACCESS = "Correct username, password_env or token_env in the routing file, and the user's rights there."
+FIX_LISTENER = "Start the service with TAGS_DIMSE_PORT; nothing else may listen on that port."
 FIX_DIMSE = "Start the node, or correct host and port in the routing file; this machine must reach it."
 FIX_TITLES = (
     "Let the node know our AE title (TAGS_DIMSE_AE_TITLE) and address, and correct ae_title in the routing file."
@@ -58,6 +60,22 @@ def check_peers(routing: Routing, ae_title: str, commitments: Commitments | None
     if not checks:
         checks = [Check("PACS", "skipped", "the routing file names no source and no destination")]
     return Told(tuple(checks), offsets_s)
+
+
+def check_listener(settings: Settings) -> list[Check]:
+    """Our own DICOM port, asked as a sender would."""
+    if settings.dimse_port is None:
+        return [Check("DICOM port", "skipped", "TAGS_DIMSE_PORT is not set")]
+    if getattr(settings, "dimse_tls", False):
+        return [Check("DICOM port", "skipped", "it speaks TLS, for which this would need a sender's certificate")]
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
+    peer = DimsePeer(host=host, port=settings.dimse_port, ae_title=settings.dimse_ae_title, timeout_s=10)
+    caller = settings.dimse_calling_ae_titles.partition(",")[0].strip() or settings.dimse_ae_title
+    try:
+        asking.echo(peer, caller)
+    except DeliveryFailed as error:
+        return [Check("DICOM port", "red", error.detail, FIX_LISTENER)]
+    return [Check("DICOM port", "green", "C-ECHO answers")]
 
 
 def _destination(

@@ -273,10 +273,11 @@ class Jobs:
             connection.execute(update(job).where(ended).values(values))
 
     def remove_request(self, job_id: str) -> None:
-        """Strike out an ended request, for a probe of our own: nothing that was received for anyone hangs on it."""
+        """Strike out a forgotten request, for a probe of our own. One whose objects are still there stays, and is
+        forgotten in its time."""
         with self._database.writing() as connection:
-            ended = and_(job.c.id == job_id, job.c.kind == "request", job.c.state.in_(ENDED))
-            connection.execute(delete(job).where(ended))
+            forgotten = and_(job.c.id == job_id, job.c.kind == "request", job.c.reason == "expired")
+            connection.execute(delete(job).where(forgotten))
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """By kind, state and priority."""

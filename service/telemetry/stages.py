@@ -28,8 +28,11 @@ class Stages:
             self._on_enter(name)
         started = time.perf_counter()
         try:
-            with span(self._tracer, name):
+            if self._tracer is OFF:
                 yield
+            else:
+                with span(self._tracer, name):
+                    yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 

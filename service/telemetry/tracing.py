@@ -88,7 +88,7 @@ def span(
 
     Args: parent: a traceparent that came from elsewhere; the span that is current here by default.
     """
-    if tracer is OFF:  # even an empty span of the API costs more than the rest of a stage's bookkeeping
+    if tracer is OFF:
         yield get_current_span()
         return
     context = None if parent is None else context_of(parent)

@@ -69,7 +69,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Live
         destinations = {"web": {"stow": web}, "node": {"dimse": node}}
         file.write_text(json.dumps({"sources": {"pacs": web}, "destinations": destinations}))  # YAML, without aliases
         port = int(gateway.url.rpartition(":")[2])
-        yield gateway, orthanc, settings(tmp_path, port=port, routing_file=file)
+        chosen = settings(tmp_path, port=port, routing_file=file, dimse_port=gateway.dimse_port)
+        yield gateway, orthanc, chosen
 
 
 async def test_a_whole_site_is_green_and_keeps_nothing_of_the_examination(site, tmp_path):
@@ -80,7 +81,7 @@ async def test_a_whole_site_is_green_and_keeps_nothing_of_the_examination(site, 
         "database", "object store", "bundle", "engine", "disk: data", "source pacs: query", "destination web: store",
         "destination web: retrieve", "destination node: echo", "destination node: store", "destination node: query",
         "destination node: retrieve", "service", "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
-        "clock: service",
+        "clock: service", "DICOM port",
     ):  # fmt: skip
         assert found[name].state == "green", (name, found.get(name))
     assert "by qido" in found["destination web: store"].found

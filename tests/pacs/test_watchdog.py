@@ -84,6 +84,14 @@ def test_an_engine_that_fails_is_counted_and_leaves_nothing_either(tmp_path):
         gateway.wait_for("its line", lambda: '"slug": "model-not-ready"' in gateway.log.getvalue())
 
 
+def test_a_job_that_no_worker_takes_is_given_up_and_its_objects_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "TRAVEL_S", 1.0)
+    with live_gateway(tmp_path / "data", watchdog_interval_s=2, worker=False) as gateway:
+        gateway.wait_for("its line", lambda: '"slug": "timed-out"' in gateway.log.getvalue())
+        gateway.wait_for("no job between two journeys", lambda: not gateway.jobs())
+        gateway.wait_for("no object between two journeys", lambda: not kept(tmp_path))
+
+
 def test_a_wrong_mask_shows_in_dice_and_volume(tmp_path):
     """An engine that takes all bright tissue for the tumour."""
     with live_gateway(tmp_path / "data", FakeEngine(threshold=0.0), watchdog_interval_s=0.5) as gateway:
