@@ -11,7 +11,7 @@ GATEWAY := .venv/.gateway
 TEST := .venv/.test
 EXPORT := .venv-export/.export
 TEST_PROGRAMS := orthanc:/usr/sbin/Orthanc orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so \
-  dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql chromium:/usr/bin/chromium \
+  dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql nginx-light:/usr/sbin/nginx chromium:/usr/bin/chromium \
   rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:/var/lib/dpkg/info/rsyslog-openssl.list
 OUT ?= model_repository
 RUN ?= runs/small

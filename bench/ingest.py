@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.record import write_record
-from demo.phantom import write_phantom
 from demo.running import free_port, running_service
+from service.dicom.phantom import write_phantom
 
 BOUNDARY = "bench-boundary"
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"

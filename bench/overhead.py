@@ -20,8 +20,8 @@ from rich.table import Table
 
 from bench.record import write_record
 from demo.answers import stage_ms, zipped
-from demo.phantom import SHAPE_ZYX, write_phantom
 from demo.running import running_service
+from service.dicom.phantom import SHAPE_ZYX, write_phantom
 
 NETWORKS = ("encode", "text", "decode")
 

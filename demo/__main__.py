@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.answers import Grid, WrongGrid, dice, members, stage_ms, zipped
-from demo.phantom import Phantom, write_phantom, write_second_series
 from demo.running import ServiceDidNotStart, running_service
+from service.dicom.phantom import Phantom, write_phantom, write_second_series
 
 OUT = Path(__file__).resolve().parent / "out"
 console = Console()

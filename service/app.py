@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from anyio import to_thread
 from fastapi import FastAPI
+from opentelemetry.trace import Tracer
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
 from service.access.authenticator import Authenticator
@@ -42,7 +43,9 @@ from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import RequestLog
+from service.telemetry.tracing import OFF, Tracing, open_tracing
 from service.telemetry.work_log import WorkLog
+from service.watchdog import Watchdog
 from service.work.worker import Worker
 
 if TYPE_CHECKING:
@@ -60,31 +63,40 @@ def create_app(
     engine: Engine | None = None,
     others: Sequence[Engine] = (),
     log_stream: TextIO | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI app.
 
     Args: engine: one that is open already and stays open, instead of the one that the settings name; others: of
-    further bundles, beside it. log_stream: where the request lines go, standard output by default.
+    further bundles, beside it. log_stream: where the request lines go, standard output by default. tracing: instead of
+    what the settings name.
     Raises: ListeningRefused, KeysInvalid.
     """
     check_listening(settings)
     metrics, log, authenticator = Metrics(), RequestLog(log_stream), Authenticator(settings)
     audit = AuditTrail(settings, metrics.audit_failures.inc)
     limits = ClientLimits(per_minute=settings.client_requests_per_minute, at_once=settings.client_requests_at_once)
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         silence_foreign_libraries(metrics.silenced.inc)
-        engines = await to_thread.run_sync(open_engines, settings) if engine is None else (engine, *others)
+        engines = (
+            await to_thread.run_sync(open_engines, settings, tracing.tracer) if engine is None else (engine, *others)
+        )
         opened, *further = engines
         admission = Admission(max_running=settings.max_running, max_waiting=settings.max_waiting, metrics=metrics)
         readiness = Readiness(
             opened, timeout_s=settings.readiness_timeout_s, cache_s=settings.readiness_cache_s, metrics=metrics
         )
         ledger = await to_thread.run_sync(ledger_of, settings)
-        metrics.register(LedgerMetrics(ledger))
+        metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
         routing = ReloadingRouting(settings.routing_file)
-        worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
+        worker = (
+            new_worker(settings, ledger, routing, opened, metrics, log_stream, tracing.tracer)
+            if settings.worker
+            else None
+        )
         receiving = Places(settings.max_receiving)
         app.state.gateway = Gateway(
             settings,
@@ -100,9 +112,15 @@ def create_app(
             authenticator,
             audit,
             tuple(further),
+            tracing.tracer,
         )
         working = asyncio.create_task(worker.run()) if worker else None
-        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics, audit)
+        watching = (
+            asyncio.create_task(watchdog_of(settings, ledger, metrics, log_stream).run())
+            if settings.watchdog_interval_s
+            else None
+        )
+        listener = await to_thread.run_sync(dimse_listener, settings, ledger, metrics, audit, log_stream)
         await to_thread.run_sync(audit.record, started(audit.us))
         try:
             yield
@@ -111,15 +129,17 @@ def create_app(
                 await to_thread.run_sync(audit.record, stopped(audit.us))
             if listener:
                 await to_thread.run_sync(listener.close)
-            if working:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
+            tasks = [task for task in (watching, working) if task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await to_thread.run_sync(ledger.close)
             await authenticator.close()
             audit.close()
             if engine is None:
                 for each in engines:
                     await each.close()
+            await to_thread.run_sync(tracing.close)
 
     app = FastAPI(
         title="TAGS",
@@ -128,6 +148,8 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
         dependencies=RULES,
+        # FastAPI's own spans hold path and query, and those the names of patients; ours are in RequestBoundary.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for router in (
         segment.router,
@@ -143,8 +165,13 @@ def create_app(
     install_problem_handlers(app)
     complete_openapi(app)
     app.add_middleware(Guard, authenticator=authenticator, limits=limits)
-    app.add_middleware(RequestBoundary, log=log, metrics=metrics)
+    app.add_middleware(RequestBoundary, log=log, metrics=metrics, tracer=tracing.tracer)
     return app
+
+
+def watchdog_of(settings: Settings, ledger: Ledger, metrics: Metrics, log_stream: TextIO | None = None) -> Watchdog:
+    """The phantom watchdog of this process."""
+    return Watchdog(settings, ledger, metrics.watchdog(), WorkLog(log_stream))
 
 
 def ledger_of(settings: Settings) -> Ledger:
@@ -164,29 +191,33 @@ def new_worker(
     engine: Engine,
     metrics: Metrics,
     log_stream: TextIO | None = None,
+    tracer: Tracer = OFF,
 ) -> Worker:
     """A worker on what is open already, for the gateway's process or for one of its own."""
     audit = AuditTrail(settings, metrics.audit_failures.inc)
-    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream), audit=audit)
+    log = WorkLog(log_stream)
+    return Worker(ledger, routing, engine, settings, metrics=metrics, log=log, audit=audit, tracer=tracer)
 
 
-def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail) -> Listener | None:
+def dimse_listener(
+    settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail, log_stream: TextIO | None = None
+) -> Listener | None:
     """The DICOM listener that the settings ask for, listening. Blocking. Raises: OSError: the port is taken."""
     if settings.dimse_port is None:
         return None
     from service.dimse.scp import Listener
 
-    return Listener(settings, ledger, metrics, audit)
+    return Listener(settings, ledger, metrics, audit, WorkLog(log_stream))
 
 
-def open_engines(settings: Settings) -> tuple[Engine, ...]:
+def open_engines(settings: Settings, tracer: Tracer = OFF) -> tuple[Engine, ...]:
     """The engine of TAGS_BUNDLE_DIR, then those of TAGS_MORE_BUNDLES. Raises: ModelNotReady, as `open_engine`."""
-    engines = tuple(open_engine(each) for each in (settings, *settings_of_others(settings)))
+    engines = tuple(open_engine(each, tracer) for each in (settings, *settings_of_others(settings)))
     check_distinct(engines)
     return engines
 
 
-def open_engine(settings: Settings) -> Engine:
+def open_engine(settings: Settings, tracer: Tracer = OFF) -> Engine:
     """The engine that the settings name, on a verified bundle. Blocking: it loads the networks.
 
     Raises: ModelNotReady: the bundle is missing, altered, or untrained without leave to serve it.
@@ -197,7 +228,11 @@ def open_engine(settings: Settings) -> Engine:
         from service.inference.triton import TritonEngine
 
         return TritonEngine(
-            bundle, url=settings.triton_url, timeout_s=settings.triton_timeout_s, max_waiting=settings.max_waiting
+            bundle,
+            url=settings.triton_url,
+            timeout_s=settings.triton_timeout_s,
+            max_waiting=settings.max_waiting,
+            tracer=tracer,
         )
     from service.inference.embedded import EmbeddedEngine
 

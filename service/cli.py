@@ -25,23 +25,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
-from service import key_cli, ledger_cli, rules_cli
+from service import doctor_cli, key_cli, ledger_cli, rules_cli
 from service.access.keys import KeysInvalid
 from service.access.listening import ListeningRefused
 from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
 from service.capabilities import capabilities
+from service.conformance import statement
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
 from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument, read_prompt_document
 from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summary
-from service.rules.document import RoutingInvalid
+from service.rules.document import RoutingInvalid, read_routing
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
+from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import describe_fault
 from service.telemetry.stages import Stages
+from service.telemetry.tracing import open_tracing
 from service.tls import TlsInvalid, server_context
 from service.triton_install import TritonUnavailable
 from service.triton_server import Ports, run_triton
@@ -54,6 +57,7 @@ app = typer.Typer(
 app.add_typer(rules_cli.app, name="rules")
 app.add_typer(ledger_cli.app, name="ledger")
 app.add_typer(key_cli.app, name="key")
+app.command()(doctor_cli.doctor)
 out, err = Console(), Console(stderr=True)
 
 STAGES = {  # what a stage is called while one waits for it
@@ -161,17 +165,22 @@ def worker() -> None:
 
 async def run_worker(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, which give the jobs at hand back."""
-    engine, ledger = open_engine(settings), ledger_of(settings)
-    working = asyncio.create_task(
-        new_worker(settings, ledger, ReloadingRouting(settings.routing_file), engine, Metrics()).run()
-    )
+    tracing, metrics = open_tracing(settings.otlp_endpoint), Metrics()
+    engine, ledger = open_engine(settings, tracing.tracer), ledger_of(settings)
+    routing = ReloadingRouting(settings.routing_file)
+    metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
+    close_metrics = metrics.serve(settings.host, settings.metrics_port) if settings.metrics_port else None
+    working = asyncio.create_task(new_worker(settings, ledger, routing, engine, metrics, tracer=tracing.tracer).run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         await asyncio.gather(working, return_exceptions=True)
     finally:
+        if close_metrics:
+            await asyncio.to_thread(close_metrics)
         ledger.close()
         await engine.close()
+        await asyncio.to_thread(tracing.close)
 
 
 @app.command("capabilities")
@@ -186,6 +195,15 @@ def capabilities_command(
         out.print_json(json.dumps(document))
     else:
         out.print(capabilities_table(document))
+
+
+@app.command()
+def conformance() -> None:
+    """Print the DICOM conformance statement of this configuration, as Markdown."""
+    with reported_errors():
+        settings = read_settings()
+        text = statement(settings, read_routing(settings.routing_file), create_app(settings))
+    typer.echo(text, nl=False)
 
 
 @app.command()

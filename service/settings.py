@@ -196,6 +196,28 @@ class Settings(BaseSettings):
     dimse_max_associations: int = Field(default=32, ge=1)
     """DICOM associations at once. The next is rejected as a passing condition."""
 
+    public_url: str = Field(default="", pattern=r"^$|^https?://[^\s@?#]+$")
+    """Address by which senders reach this service, through proxy or ingress, such as `https://tags.hospital.example`;
+    the watchdog goes there, and `tags doctor` checks its certificate, clock and body limits."""
+
+    public_ca_file: Path | None = None
+    """Certificates to trust at TAGS_PUBLIC_URL, instead of the system's."""
+
+    probe_key: SecretStr = SecretStr("")
+    """API key or token by which watchdog and `tags doctor` call this service, where it asks for one; needs the roles
+    segment and read."""
+
+    watchdog_interval_s: float = Field(default=0.0, ge=0)
+    """Seconds between journeys of the phantom watchdog; 0 for none, the default, since each takes the engine for a
+    second or more. 300 suits a service that others rely on."""
+
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port at which `tags worker` shows its metrics; none by default. The gateway has /metrics."""
+
+    otlp_endpoint: str = ""
+    """Where traces go: an OpenTelemetry collector's address for OTLP over HTTP, such as
+    `http://collector:4318/v1/traces`; no traces by default. They hold no patient data, UID or path."""
+
     temporary_dir: Path | None = None
     """Directory for uploads in progress; the system's own by default. Each request gets a private directory in it
     (mode 0700, random names), removed with the answer. It holds patient data while a request runs."""

@@ -46,6 +46,9 @@ from service.errors import (
     UploadTooLarge,
 )
 from service.ledger.receiving import Arrival, Origin
+from service.ledger.trails import Trail
+from service.telemetry.stages import Stages
+from service.telemetry.tracing import current_traceparent
 
 router = APIRouter(prefix="/dicom-web", tags=["DICOMweb"])
 
@@ -88,14 +91,17 @@ async def _store(request: Request, gateway: Gateway, study: str | None) -> Respo
     if related.type not in ("", DICOM):
         raise UnsupportedMediaType('only multipart/related; type="application/dicom" is stored')
     await to_thread.run_sync(check_room, gateway)
+    record, stages = record_of(request), Stages(tracer=gateway.tracer)
     async with gateway.receiving.place(), _staged(gateway) as directory:
-        checker = _Checker(study)
+        checker = _Checker(study, Origin("stow", trail=Trail(record.request_id, current_traceparent())))
         parts = RelatedParts(related.boundary, directory, checker.take)
-        arrivals, failed = await _receive(request, gateway, related, parts, checker)
-        receipts = await to_thread.run_sync(gateway.ledger.receiver.receive, arrivals)
+        with stages("receive"):
+            arrivals, failed = await _receive(request, gateway, related, parts, checker)
+        with stages("keep"):
+            receipts = await to_thread.run_sync(gateway.ledger.receiver.receive, arrivals)
     gateway.work_arrived()
     await audit_received(request, gateway, [receipt.facts for receipt in receipts])
-    record = record_of(request)
+    record.stages_ms = {name: round(1000 * seconds, 1) for name, seconds in stages.seconds.items()}
     record.files, record.refused = len(receipts), len(failed)
     gateway.metrics.instances.labels("stow", "stored").inc(sum(not receipt.duplicate for receipt in receipts))
     gateway.metrics.instances.labels("stow", "duplicate").inc(sum(receipt.duplicate for receipt in receipts))
@@ -146,8 +152,8 @@ async def _staged(gateway: Gateway) -> AsyncIterator[Path]:
 class _Checker:
     """Reads the headers of whole parts and syncs their files, in threads, while the body goes on arriving."""
 
-    def __init__(self, study: str | None) -> None:
-        self._study = study
+    def __init__(self, study: str | None, origin: Origin) -> None:
+        self._study, self._origin = study, origin
         self._pool = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="stow")
         self._room = threading.BoundedSemaphore(MAX_UNCHECKED)
         self._checked: list[Future[Arrival | Failed]] = []
@@ -192,4 +198,4 @@ class _Checker:
         if facts.series_json:
             self._series_json[facts.series_instance_uid] = facts.series_json
         shared = self._series_json[facts.series_instance_uid]
-        return Arrival(part.path, replace(facts, series_json=shared), Origin("stow"))
+        return Arrival(part.path, replace(facts, series_json=shared), self._origin)

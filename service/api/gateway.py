@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
+from opentelemetry.trace import Tracer
 from starlette.requests import Request
 
 from service.access.authenticator import Authenticator
@@ -20,6 +21,7 @@ from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_log import RequestLog
+from service.telemetry.tracing import OFF
 from service.work.worker import Worker
 
 
@@ -40,6 +42,7 @@ class Gateway:
     authenticator: Authenticator
     audit: AuditTrail
     others: tuple[Engine, ...] = ()  # of further bundles
+    tracer: Tracer = OFF
 
     @property
     def engines(self) -> tuple[Engine, ...]:

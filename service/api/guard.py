@@ -64,8 +64,9 @@ class Guard:
         if self._authenticator.is_open or scope["path"].startswith(UNCOUNTED):
             return lambda: None
         address = (scope.get("client") or ("", 0))[0]
-        known = isinstance(caller, Caller) and caller.how in ("key", "token")
-        return self._limits.enter(caller.identity if known else f"address:{address}")
+        if isinstance(caller, Caller) and caller.how in ("key", "token"):
+            return self._limits.enter(caller.identity)
+        return self._limits.enter(f"address:{address}")
 
 
 def refuse_foreign_host(scope: Scope, host: str | None) -> None:

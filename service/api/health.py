@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -40,4 +42,6 @@ async def show_capabilities(gateway: SharedGateway) -> dict[str, Any]:
 
 @router.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=Response)
 async def show_metrics(gateway: SharedGateway) -> Response:
-    return Response(gateway.metrics.text(), media_type=metrics.CONTENT_TYPE)
+    with suppress(ModelNotReady):
+        await gateway.readiness.check()  # so that tags_engine_up is true where nobody asks for readiness
+    return Response(await to_thread.run_sync(gateway.metrics.text), media_type=metrics.CONTENT_TYPE)

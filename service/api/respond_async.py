@@ -18,6 +18,7 @@ from service.api.uploads import Upload
 from service.errors import UnknownBundle
 from service.inference.engine import Engine
 from service.ledger.jobs import NewJob, Priority
+from service.ledger.trails import Trail
 from service.work.plans import RequestPlan
 
 
@@ -27,19 +28,19 @@ def is_preferred(request: Request) -> bool:
 
 
 async def accept_job(
-    gateway: Gateway, engine: Engine, upload: Upload, format: str, profile: str, requested_by: str
+    gateway: Gateway, engine: Engine, upload: Upload, format: str, profile: str, requested_by: str, trail: Trail
 ) -> Response:
     """The 202 answer. Raises: StorageFull, LedgerUnavailable; UnknownBundle: workers serve the default bundle only."""
     if engine is not gateway.engine:
         raise UnknownBundle("a request that does not wait is answered by the default bundle; leave `bundle` out")
-    job_id = await to_thread.run_sync(_enqueue, gateway, upload, format, profile, requested_by)
+    job_id = await to_thread.run_sync(_enqueue, gateway, upload, format, profile, requested_by, trail)
     gateway.work_arrived()
     view = await to_thread.run_sync(gateway.ledger.jobs.get, job_id)
     headers = {"Location": f"/jobs/{job_id}", "Preference-Applied": "respond-async", "Cache-Control": "no-store"}
     return JSONResponse(job_document(view), 202, headers)
 
 
-def _enqueue(gateway: Gateway, upload: Upload, format: str, profile: str, requested_by: str) -> str:
+def _enqueue(gateway: Gateway, upload: Upload, format: str, profile: str, requested_by: str, trail: Trail) -> str:
     job_id = str(uuid4())
     staged: list[tuple[Path, str]] = []
 
@@ -69,5 +70,6 @@ def _enqueue(gateway: Gateway, upload: Upload, format: str, profile: str, reques
             priority=Priority.INTERACTIVE,
             max_attempts=gateway.settings.job_attempts,
             id=job_id,
+            trail=trail,
         )
     )

@@ -36,6 +36,7 @@ from service.dicom.series import Series
 from service.domain.prompts import Prompts
 from service.errors import ModelTimeout
 from service.inference.engine import Engine
+from service.ledger.trails import Trail
 from service.mask_file import read_mask
 from service.prompt_document import PromptDocument, read_prompt_document, resolve
 from service.results import Result, format_named, render
@@ -44,6 +45,7 @@ from service.settings import Settings
 from service.subject import study_of
 from service.telemetry.request_log import RequestRecord
 from service.telemetry.stages import Stages
+from service.telemetry.tracing import current_traceparent
 
 router = APIRouter()
 
@@ -72,7 +74,7 @@ async def post_segment(
     Upload one CT or MR series as DICOM files or a ZIP or TAR(.gz) of them, with `prompts` that say what to look for;
     or name, in JSON, a series at a configured DICOMweb source. `Prefer: respond-async` makes it a job (202).
     """
-    settings, record, stages = gateway.settings, record_of(request), Stages()
+    settings, record, stages = gateway.settings, record_of(request), Stages(tracer=gateway.tracer)
     accept = request.headers.get("accept")
     if format:
         format_named(format)  # a bad query is refused before the body is read
@@ -88,7 +90,8 @@ async def post_segment(
             document = read_prompt_document(upload.fields.get("prompts"))
             engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
             if is_preferred(request):
-                return await accept_job(gateway, engine, upload, record.format, named, caller_of(request).identity)
+                trail, caller = Trail(record.request_id, current_traceparent()), caller_of(request).identity
+                return await accept_job(gateway, engine, upload, record.format, named, caller, trail)
             with anyio.move_on_after(settings.request_timeout_s):
                 work = _segment(gateway, engine, upload, document, wishes, record, stages, asking(request))
                 return _answer(await while_connected(request, work), engine, stages)

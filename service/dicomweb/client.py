@@ -84,6 +84,11 @@ class DicomwebClient:
         """Those that QIDO-RS does not find. Raises: DeliveryFailed."""
         return [item for item in objects if not self._is_there(item)]
 
+    def asked(self) -> httpx.Response:
+        """The answer to a query for one study, whatever it is. Raises: DeliveryFailed: none came."""
+        with _reached("the QIDO-RS query"):
+            return self._client.get("studies", params={"limit": "1"}, headers={"Accept": DICOM_JSON})
+
     def fetch_series(
         self, study_instance_uid: str, series_instance_uid: str, directory: Path, *, max_bytes: int
     ) -> list[Path]:

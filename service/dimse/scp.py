@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
@@ -30,8 +32,10 @@ from service.dimse.scu import read_report
 from service.errors import AuditUnavailable, LedgerUnavailable, NotDicom, StorageFull
 from service.ledger.ledger import Ledger
 from service.ledger.receiving import Arrival, Origin
+from service.ledger.trails import Trail
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from service.telemetry.work_log import WorkLog, WorkRecord
 from service.tls import AcceptedInThread, server_context
 
 # PS3.4 Table B.2-1
@@ -52,13 +56,15 @@ class _Received:
 class Listener:
     """Listens from the moment it is made until `close`."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail, log: WorkLog) -> None:
         """Raises: OSError: the port is taken."""
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future SOP classes too
         _config.ENFORCE_UID_CONFORMANCE = False
         silence()
         self._settings, self._ledger, self._metrics, self._audit = settings, ledger, metrics, audit
         self._received: dict[int, _Received] = {}  # by association, while it lasts
+        self._log = log
+        self._records: WeakKeyDictionary[Any, WorkRecord] = WeakKeyDictionary()  # by association
         self._directory, self._numbers = ledger.staging.directory(), itertools.count()
         self._ae = AE(ae_title=settings.dimse_ae_title)
         self._ae.maximum_pdu_size = MAX_PDU_BYTES
@@ -74,7 +80,7 @@ class Listener:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_EVENT_REPORT, self._report),
-            (evt.EVT_CONN_CLOSE, self._ended),
+            (evt.EVT_CONN_CLOSE, self._closed),
         ]
         assert settings.dimse_port is not None
         accepting: Any = AcceptedInThread(dimse_context(settings))
@@ -94,7 +100,20 @@ class Listener:
     def _store(self, event: evt.Event) -> int:
         status, outcome = self._keep(event)
         self._metrics.instances.labels("cstore", outcome).inc()
+        counts = self._record_of(event).instances
+        counts[outcome] = counts.get(outcome, 0) + 1
         return status
+
+    def _record_of(self, event: evt.Event) -> WorkRecord:
+        """The association's log line; its id goes with whatever follows from its images."""
+        return self._records.setdefault(event.assoc, WorkRecord("", "association", 0, request_id=str(uuid4())))
+
+    def _closed(self, event: evt.Event) -> None:
+        record = self._records.pop(event.assoc, None)
+        if record:
+            record.outcome = "closed"
+            self._log.write(record)
+        self._ended(event)
 
     def _keep(self, event: evt.Event) -> tuple[int, str]:
         """Returns: the status, and the outcome for the metrics."""
@@ -110,7 +129,9 @@ class Listener:
                 return MISMATCH, "refused"
             requestor = event.assoc.requestor
             self._audit_first(event, facts)
-            origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=self._settings.dimse_ae_title)
+            trail = Trail(self._record_of(event).request_id)
+            called_ae = self._settings.dimse_ae_title
+            origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=called_ae, trail=trail)
             (receipt,) = self._ledger.receiver.receive([Arrival(staged, facts, origin)])
             self._count(event, facts)
         except NotDicom:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from opentelemetry.trace import SpanKind, Tracer
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
@@ -37,6 +38,7 @@ from service.inference.tensors import (
 )
 from service.inference.text_cache import TextCache
 from service.inference.triton_errors import translated
+from service.telemetry.tracing import OFF, TRACEPARENT, current_traceparent, span
 
 MESSAGE_BYTES = 2**31 - 1  # gRPC's own ceiling; features of `vit_b` are 130 MB, the default limit is 4 MB
 CANARY_TIMEOUT_S = 5.0
@@ -49,9 +51,11 @@ MIN_KEEPALIVE_MS = 20_000
 class TritonEngine:
     """Implements `Engine`. Every network call raises ModelBusy, ModelTimeout, ModelNotReady or ModelContractBroken."""
 
-    def __init__(self, bundle: Bundle, *, url: str, timeout_s: float, max_waiting: int) -> None:
+    def __init__(self, bundle: Bundle, *, url: str, timeout_s: float, max_waiting: int, tracer: Tracer = OFF) -> None:
         """Nothing is sent yet. Args: url: host and gRPC port. timeout_s: for one network call, waiting in Triton's
-        queue included. max_waiting: calls that may be under way at once."""
+        queue included. max_waiting: calls that may be under way at once. tracer: its spans go on in Triton's own,
+        where that is configured to trace."""
+        self._tracer = tracer
         self._bundle = bundle
         self._specs = network_specs(bundle.sizes)
         self._url, self._timeout_s, self._max_waiting = url, timeout_s, max_waiting
@@ -101,8 +105,12 @@ class TritonEngine:
         if self._under_way >= self._max_waiting:
             raise ModelBusy(f"{self._under_way} network calls are under way; try again later")
         self._under_way += 1
+        known = {"rpc.system": "grpc", "tags.model": model}
         try:
-            with self._watched(model, self._timeout_s):
+            with (
+                span(self._tracer, "triton", kind=SpanKind.CLIENT, attributes=known),
+                self._watched(model, self._timeout_s),
+            ):
                 return await self._infer(model, inputs, self._timeout_s)
         finally:
             self._under_way -= 1
@@ -132,8 +140,14 @@ class TritonEngine:
         if not self._verified:
             await self._verify(client, timeout_s)
         # `timeout` (microseconds) lets the server drop it from a queue when this caller has given up.
+        traceparent = current_traceparent()
         result = await client.infer(
-            model, sent, outputs=requested, client_timeout=timeout_s, timeout=int(timeout_s * 1e6)
+            model,
+            sent,
+            outputs=requested,
+            client_timeout=timeout_s,
+            timeout=int(timeout_s * 1e6),
+            headers={TRACEPARENT: traceparent} if traceparent else None,
         )
         return await asyncio.to_thread(_from_triton, spec, result)
 

@@ -17,11 +17,12 @@ from enum import IntEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, and_, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select, update
 
 from service.errors import JobNotReplayable, UnknownJob
 from service.ledger.database import Database
 from service.ledger.tables import job, step
+from service.ledger.trails import Trail, leave_with_jobs, trail_of_job
 
 BACKOFF_S = (2.0, 5.0, 15.0, 60.0, 300.0, 900.0)  # after the first failure, the second, ...; then the last again
 ENDED = ("done", "refused", "dead", "cancelled")
@@ -57,6 +58,7 @@ class NewJob:
     predecessor_id: str | None = None
     max_attempts: int = 10
     id: str = field(default_factory=lambda: str(uuid4()))
+    trail: Trail = Trail()
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Lease:
     parent_id: str | None
     predecessor_id: str | None
     steps: dict[str, Any] = field(repr=False)
+    trail: Trail = Trail()
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,13 @@ class Jobs:
             ended = and_(job.c.id == job_id, job.c.kind == "request", job.c.state.in_(ENDED))
             connection.execute(update(job).where(ended).values(values))
 
+    def remove_request(self, job_id: str) -> None:
+        """Strike out a forgotten request, for a probe of our own. One whose objects are still there stays, and is
+        forgotten in its time."""
+        with self._database.writing() as connection:
+            forgotten = and_(job.c.id == job_id, job.c.kind == "request", job.c.reason == "expired")
+            connection.execute(delete(job).where(forgotten))
+
     def counts(self) -> dict[tuple[str, str, str], int]:
         """By kind, state and priority."""
         statement = select(job.c.kind, job.c.state, job.c.priority, func.count()).group_by(
@@ -306,6 +316,7 @@ class Jobs:
             parent_id=row.parent_id,
             predecessor_id=row.predecessor_id,
             steps={kept.name: kept.output for kept in steps},
+            trail=trail_of_job(connection, row.id),
         )
 
 
@@ -313,6 +324,7 @@ def enqueue(database: Database, connection: Connection, new: Sequence[NewJob]) -
     """Inside the caller's transaction. Jobs whose keys are there already stay as they are."""
     now = database.now(connection)
     database.insert_new(connection, job, [_row(item, now) for item in new])
+    leave_with_jobs(connection, {item.id: item.trail for item in new if item.trail.request_id})
 
 
 def fence(connection: Connection, lease: Lease) -> None:

@@ -29,6 +29,7 @@ from service.ledger.database import Database
 from service.ledger.objects import ObjectStore
 from service.ledger.retention import being_deleted
 from service.ledger.tables import instance, series
+from service.ledger.trails import Trail, leave_with_series
 
 BEING_DELETED = "a retention rule is deleting this series; send it again in some minutes"
 MAX_BATCH = 256  # arrivals per transaction
@@ -58,6 +59,7 @@ class Origin:
     calling_ae: str = ""
     called_ae: str = ""
     job_id: str | None = None  # of a result
+    trail: Trail = Trail()
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def record(database: Database, connection: Connection, arrivals: Sequence[Arriva
     known = _known(connection, {arrival.facts.sop_instance_uid for arrival in arrivals})
     receipts: list[Receipt] = []
     changed: set[str] = set()
+    trails: dict[str, Trail] = {}
     for arrival in arrivals:
         facts = arrival.facts
         revisions = known[facts.sop_instance_uid]
@@ -209,9 +212,12 @@ def record(database: Database, connection: Connection, arrivals: Sequence[Arriva
         entered = _enter(connection, arrival, previous, now)
         revisions[facts.digest] = entered
         changed |= {facts.series_instance_uid} | ({previous.series_instance_uid} if previous else set())
+        if arrival.origin.trail.request_id:
+            trails[facts.series_instance_uid] = arrival.origin.trail
         receipts.append(Receipt(facts, entered.revision, duplicate=False))
     for uid in sorted(changed):
         _note_change(connection, uid, now)
+    leave_with_series(connection, trails)
     return receipts
 
 

@@ -17,6 +17,7 @@ from service.errors import UnknownObject
 from service.ledger.database import Database
 from service.ledger.jobs import NewJob, enqueue
 from service.ledger.tables import instance, job, series
+from service.ledger.trails import Trail, trail_of_series
 
 MATCHED, REFUSED = "matched", "refused"
 MAX_DUE = 64  # per look; the next look takes the rest
@@ -87,6 +88,11 @@ class SeriesTable:
         with self._database.reading() as connection:
             found = select(series.c.revision).where(series.c.series_instance_uid == series_instance_uid)
             return int(connection.execute(found).scalar() or 0)
+
+    def trail_of(self, series_instance_uid: str) -> Trail:
+        """Of its latest receipt."""
+        with self._database.reading() as connection:
+            return trail_of_series(connection, series_instance_uid)
 
     def instances(
         self, *, series_instance_uid: str | None = None, sop_instance_uids: Sequence[str] = ()

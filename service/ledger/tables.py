@@ -158,3 +158,22 @@ commitment = Table(
     Column("job_id", String(36), nullable=False),
     Column("failed", Text),  # UIDs with backslashes between; null while there is no answer
 )
+
+# New beside the tables of schema 1, which they leave as they are: a database of that version gets them at the start.
+series_trail = Table(
+    "series_trail",
+    metadata,
+    Column(
+        "series_instance_uid", ForeignKey("series.series_instance_uid", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("request_id", String(36), nullable=False),
+    Column("traceparent", String(64), nullable=False),
+)  # fmt: skip
+
+job_trail = Table(
+    "job_trail",
+    metadata,
+    Column("job_id", ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("request_id", String(36), nullable=False),
+    Column("traceparent", String(64), nullable=False),
+)

@@ -3,7 +3,10 @@ but its route template, status and error slug."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,6 +21,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "tags_requests_total", "Requests answered.", ["route", "status", "slug"], registry=self._registry
+        )
+        self.request_seconds = Histogram(
+            "tags_request_seconds", "Seconds per request.", ["route"], buckets=STAGE_BUCKETS, registry=self._registry
         )
         self.stages = Histogram(
             "tags_stage_seconds", "Seconds per stage.", ["stage"], buckets=STAGE_BUCKETS, registry=self._registry
@@ -52,6 +58,43 @@ class Metrics:
         for stage, value in seconds.items():
             self.stages.labels(stage).observe(value)
 
+    def watchdog(self) -> WatchdogMetrics:
+        """The watchdog's metrics, which are there only where it runs."""
+        return WatchdogMetrics(self._registry)
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Show them at a port of their own, for a process without an API. Returns: what closes it. Raises: OSError."""
+        server, thread = start_http_server(port, host, self._registry)
+
+        def close() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return close
+
     def text(self) -> bytes:
         """The exposition that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+class WatchdogMetrics:
+    """What the phantom watchdog saw last. NaN before its first success, so that no alert takes that for a bad one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._dice = Gauge("tags_watchdog_dice", "Dice of the phantom's tumour, last time.", registry=registry)
+        self._volume_ratio = Gauge("tags_watchdog_volume_ratio", "Volume found by volume true.", registry=registry)
+        self._seconds = Gauge("tags_watchdog_seconds", "Seconds there and back.", registry=registry)
+        for gauge in (self._dice, self._volume_ratio, self._seconds):
+            gauge.set(float("nan"))
+        self.failures = Counter("tags_watchdog_failures_total", "Journeys that failed.", registry=registry)
+        self._last_success = Gauge(
+            "tags_watchdog_last_success_timestamp_seconds", "When one last succeeded; 0 never.", registry=registry
+        )
+
+    def note(self, dice: float, volume_ratio: float, seconds: float) -> None:
+        """A journey has succeeded, whatever was found."""
+        self._dice.set(dice)
+        self._volume_ratio.set(volume_ratio)
+        self._seconds.set(seconds)
+        self._last_success.set(time.time())

@@ -26,6 +26,7 @@ class RequestRecord:
 
     request_id: str
     method: str
+    trace_id: str = ""
     route: str = "unmatched"
     status: int = 0
     slug: str = ""

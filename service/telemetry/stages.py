@@ -6,16 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from opentelemetry.trace import Tracer
+
+from service.telemetry.tracing import OFF, span
+
 
 class Stages:
     """Collects wall seconds per named stage, in order of first use. A stage entered twice adds up.
 
-    Names in use: receive, unpack, headers, pixels, prepare, encode, text, decode, restore, write.
+    Each is a span of `tracer` too. Names in use: receive, unpack, headers, pixels, prepare, encode, text, decode,
+    restore, write, keep, deliver.
     """
 
-    def __init__(self, on_enter: Callable[[str], None] | None = None) -> None:
+    def __init__(self, on_enter: Callable[[str], None] | None = None, tracer: Tracer = OFF) -> None:
         self.seconds: dict[str, float] = {}
-        self._on_enter = on_enter
+        self._on_enter, self._tracer = on_enter, tracer
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -23,7 +28,11 @@ class Stages:
             self._on_enter(name)
         started = time.perf_counter()
         try:
-            yield
+            if self._tracer is OFF:
+                yield
+            else:
+                with span(self._tracer, name):
+                    yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 

@@ -1,4 +1,4 @@
-"""One JSON line per attempt at a job, from an allow-list like that of requests: our ids, slugs, counts and times."""
+"""One JSON line per attempt at a job, per decision and per association, from an allow-list like that of requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import structlog
 
 @dataclass
 class WorkRecord:
-    """What is known of one attempt. `job_id` is ours and random."""
+    """What is known of one attempt. `job_id` is ours and random, and so is `request_id`: that of the receipt from which
+    this follows, as its own log line gives it."""
 
     job_id: str
     kind: str
@@ -19,6 +20,9 @@ class WorkRecord:
     slug: str = ""
     stages_ms: dict[str, float] = field(default_factory=dict)
     fault: str = ""  # exception types and code lines, without messages
+    request_id: str = ""
+    trace_id: str = ""
+    instances: dict[str, int] = field(default_factory=dict)  # of an association, by outcome
 
 
 class WorkLog:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+from opentelemetry.trace import Tracer
 
 from service.dicom.annotations import referenced_instances
 from service.dicom.keywords import read_keywords
@@ -15,31 +18,38 @@ from service.errors import LedgerRefused, TagsError
 from service.ledger.jobs import NewJob, Priority
 from service.ledger.ledger import Ledger
 from service.ledger.series import MATCHED, REFUSED, HeldInstance, HeldSeries
+from service.ledger.trails import Trail
 from service.rules.decision import ANNOTATION_MODALITIES, Candidate, Decision, decide
 from service.rules.document import Routing, Rule
+from service.telemetry.tracing import OFF, current_traceparent, span
 from service.work.plans import SeriesPlan
 
 
 class Decider:
-    """Looks at what is due. Args: report: called with what each decision came to, a slug."""
+    """Looks at what is due. Args: report: called with what each decision came to, a slug, and whose it is."""
 
-    def __init__(self, ledger: Ledger, report: Callable[[str], None], *, max_attempts: int) -> None:
-        self._ledger, self._report, self._max_attempts = ledger, report, max_attempts
+    def __init__(
+        self, ledger: Ledger, report: Callable[[str, Trail], None], *, max_attempts: int, tracer: Tracer = OFF
+    ) -> None:
+        self._ledger, self._report, self._max_attempts, self._tracer = ledger, report, max_attempts, tracer
 
     def look(self, routing: Routing) -> int:
         """Decide everything that is due. Returns: how many. Raises: LedgerUnavailable."""
         decided = 0
         for held in self._ledger.series.due(routing.completeness.quiet_s):
-            try:
-                reason = self._decide(held, routing)
-            except LedgerRefused:
-                raise
-            except TagsError as error:
-                reason = error.slug
-                self._ledger.series.decide(held, decision=REFUSED, reason=reason, jobs=())
-            if reason:
-                decided += 1
-                self._report(reason)
+            trail = self._ledger.series.trail_of(held.series_instance_uid)
+            with span(self._tracer, "decide", parent=trail.traceparent) as current:
+                try:
+                    reason = self._decide(held, routing)
+                except LedgerRefused:
+                    raise
+                except TagsError as error:
+                    reason = error.slug
+                    self._ledger.series.decide(held, decision=REFUSED, reason=reason, jobs=())
+                current.set_attributes({"tags.request_id": trail.request_id, "tags.reason": reason})
+                if reason:
+                    decided += 1
+                    self._report(reason, trail)
         return decided
 
     def _decide(self, held: HeldSeries, routing: Routing) -> str:
@@ -111,7 +121,13 @@ class Decider:
             series_revision=held.revision,
             max_attempts=self._max_attempts,
             predecessor_id=self._ledger.series.previous_job(held.series_instance_uid, rule.name),
+            trail=self._trail(held),
         )
+
+    def _trail(self, held: HeldSeries) -> Trail:
+        """The receipt's id, and the span of this decision where there is one."""
+        received = self._ledger.series.trail_of(held.series_instance_uid)
+        return replace(received, traceparent=current_traceparent() or received.traceparent)
 
     def _annotations(self, held: HeldSeries, modalities: tuple[str, ...]) -> list[HeldInstance]:
         """Objects of these modalities in the same study that refer to an image of the series; none of ours."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
+from opentelemetry.trace import Tracer
 
 from service.audit.event import Participant, Study, accessed
 from service.audit.trail import AuditTrail
@@ -31,6 +32,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.outcome import conclude
 from service.ledger.receiving import Arrival, Origin
 from service.ledger.series import HeldInstance
+from service.ledger.trails import Trail
 from service.mask_file import read_mask
 from service.prompt_document import Point, PromptDocument, read_prompt_document, resolve
 from service.results import Result, render
@@ -38,6 +40,7 @@ from service.segment import segment
 from service.settings import Settings
 from service.subject import study_of
 from service.telemetry.stages import Stages
+from service.telemetry.tracing import OFF, current_traceparent
 from service.work.plans import DeliveryPlan, RequestPlan, SeriesPlan
 
 MAX_ANNOTATION_POINTS = 16  # of one series; the network has 32 slots
@@ -51,10 +54,11 @@ class Segmenter:
     engine: Engine
     settings: Settings
     audit: AuditTrail
+    tracer: Tracer = OFF
 
     async def run_series(self, lease: Lease, enter: Callable[[str], None]) -> dict[str, float]:
         """Returns: seconds by stage. Raises: LeaseLost, and the leaves that `POST /segment` answers."""
-        plan, stages = SeriesPlan.model_validate(lease.plan), Stages(on_enter=enter)
+        plan, stages = SeriesPlan.model_validate(lease.plan), Stages(on_enter=enter, tracer=self.tracer)
         if plan.bundle and plan.bundle != self.engine.bundle.name:
             raise ModelNotReady(f"the rule asks for the bundle {plan.bundle}, which is not served here")
         table = self.ledger.series
@@ -75,7 +79,7 @@ class Segmenter:
 
     async def run_request(self, lease: Lease, enter: Callable[[str], None]) -> dict[str, float]:
         """Returns: seconds by stage. Raises: as above."""
-        plan, stages = RequestPlan.model_validate(lease.plan), Stages(on_enter=enter)
+        plan, stages = RequestPlan.model_validate(lease.plan), Stages(on_enter=enter, tracer=self.tracer)
         directory = await to_thread.run_sync(self.ledger.staging.directory)
         try:
             fetch = partial(self.ledger.store.fetch, plan.keys, directory)
@@ -177,6 +181,7 @@ class Segmenter:
             series_revision=lease.series_revision,
             parent_id=lease.job_id,
             max_attempts=self.settings.delivery_attempts,
+            trail=Trail(lease.trail.request_id, current_traceparent() or lease.trail.traceparent),
         )
 
     def _conclude_request(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from anyio import to_thread
+from opentelemetry.trace import SpanKind, Tracer
 
 from service.audit.trail import AuditTrail
 from service.delivery.failure import DeliveryFailed
@@ -22,10 +23,13 @@ from service.errors import LedgerRefused, LedgerUnavailable, StorageFull, TagsEr
 from service.inference.engine import Engine
 from service.ledger.jobs import Lease, LeaseLost
 from service.ledger.ledger import Ledger
+from service.ledger.trails import Trail
 from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_log import describe_fault
+from service.telemetry.stages import Stages
+from service.telemetry.tracing import OFF, current_trace_id, span
 from service.telemetry.work_log import WorkLog, WorkRecord
 from service.work.deciding import Decider
 from service.work.delivering import Deliverer
@@ -52,14 +56,13 @@ class Worker:
         metrics: Metrics,
         log: WorkLog,
         audit: AuditTrail,
+        tracer: Tracer = OFF,
     ) -> None:
         self._ledger, self._routing, self._settings = ledger, routing, settings
-        self._metrics, self._log = metrics, log
-        self._segmenter = Segmenter(ledger, engine, settings, audit)
+        self._metrics, self._log, self._tracer = metrics, log, tracer
+        self._segmenter = Segmenter(ledger, engine, settings, audit, tracer)
         self._deliverer = Deliverer(ledger, settings.dimse_ae_title, audit)
-        self._decider = Decider(
-            ledger, lambda reason: metrics.decisions.labels(reason).inc(), max_attempts=settings.job_attempts
-        )
+        self._decider = Decider(ledger, self._note_decision, max_attempts=settings.job_attempts, tracer=tracer)
         self._retainer = Retainer(ledger, settings, audit, lambda rule: metrics.deletions.labels(rule).inc())
         self._owner = f"{socket.gethostname()[:40]}:{os.getpid()}"
         self._wakes: list[asyncio.Event] = []
@@ -117,7 +120,22 @@ class Worker:
 
     async def _attempt(self, lease: Lease) -> None:
         """One attempt, whatever becomes of it. Raises: asyncio.CancelledError only."""
-        jobs, progress, record = self._ledger.jobs, Progress(), WorkRecord(lease.job_id, lease.kind, lease.attempts)
+        record = WorkRecord(lease.job_id, lease.kind, lease.attempts, request_id=lease.trail.request_id)
+        known: dict[str, str | int] = {
+            "tags.job_id": lease.job_id,
+            "tags.kind": lease.kind,
+            "tags.attempt": lease.attempts,
+        }
+        known |= {"tags.request_id": lease.trail.request_id}
+        parent = lease.trail.traceparent
+        with span(self._tracer, "job", kind=SpanKind.CONSUMER, parent=parent, attributes=known) as current:
+            record.trace_id = current_trace_id()
+            await self._attempt_noted(lease, record)
+            current.set_attributes({"tags.outcome": record.outcome, "error.type": record.slug})
+        self.wake()
+
+    async def _attempt_noted(self, lease: Lease, record: WorkRecord) -> None:
+        jobs, progress = self._ledger.jobs, Progress()
         try:
             seconds = await while_held(
                 jobs, lease, progress, self._work(lease, progress.enter), lease_s=self._settings.job_lease_s
@@ -137,15 +155,21 @@ class Worker:
         finally:
             self._metrics.attempts.labels(lease.kind, record.outcome or "released", record.slug).inc()
             self._log.write(record)
-        self.wake()
 
     async def _work(self, lease: Lease, enter: Callable[[str], None]) -> dict[str, float]:
         if lease.kind == "series":
             return await self._segmenter.run_series(lease, enter)
         if lease.kind == "request":
             return await self._segmenter.run_request(lease, enter)
-        await to_thread.run_sync(self._deliverer.run, lease, self._routing.current, enter)
-        return {}
+        stages = Stages(on_enter=enter, tracer=self._tracer)
+        with stages("deliver"):
+            await to_thread.run_sync(self._deliverer.run, lease, self._routing.current, enter)
+        return stages.seconds
+
+    def _note_decision(self, reason: str, trail: Trail) -> None:
+        self._metrics.decisions.labels(reason).inc()
+        trace_id = trail.traceparent[3:35]
+        self._log.write(WorkRecord("", "decision", 0, reason, request_id=trail.request_id, trace_id=trace_id))
 
     async def _fail(self, lease: Lease, error: Exception) -> tuple[str, str, str]:
         """Record a failed attempt. Returns: outcome, slug, fault for the log."""

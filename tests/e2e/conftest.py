@@ -14,8 +14,8 @@ import pytest
 
 from contract.bundle import FILE_NAME
 from demo.answers import Grid, zipped
-from demo.phantom import Phantom, write_phantom
 from demo.running import running_service
+from service.dicom.phantom import Phantom, write_phantom
 from tests.conftest import require
 
 BUNDLE = Path(os.environ.get("TAGS_BUNDLE_DIR", Path(__file__).resolve().parents[2] / "model_repository"))

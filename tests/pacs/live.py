@@ -20,6 +20,7 @@ from service.app import create_app
 from service.cli import tls_of
 from service.ledger.ledger import Ledger
 from service.settings import Settings
+from service.telemetry.tracing import Tracing
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 
 START_S = 30
@@ -61,14 +62,19 @@ class LiveGateway:
 
 @contextmanager
 def live_gateway(
-    data_dir: Path, engine: Any = None, *, verify: ssl.SSLContext | bool = True, **settings: Any
+    data_dir: Path,
+    engine: Any = None,
+    *,
+    verify: ssl.SSLContext | bool = True,
+    tracing: Tracing | None = None,
+    **settings: Any,
 ) -> Iterator[LiveGateway]:
     """Args: verify: how the client checks a gateway with a certificate."""
     port, log = free_port(), io.StringIO()
     dimse_port = free_port()
-    chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
+    chosen = {"min_free_bytes": 0, "dimse_port": dimse_port, "port": port} | settings
     read = Settings(data_dir=data_dir, **chosen)
-    app = create_app(read, engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
+    app = create_app(read, engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log, tracing=tracing)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, ssl_context_factory=tls_of(read), access_log=False, log_level="critical"
     )

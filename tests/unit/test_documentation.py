@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from service.app import create_app
+from service.conformance import statement
+from service.rules.document import Routing
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +49,14 @@ def test_each_setting_is_in_the_documentation_as_it_stands(name):
 def test_no_setting_is_documented_that_is_not_there():
     documented = re.findall(r"^\| `TAGS_(\w+)`", (DOCS / "settings.md").read_text(), re.M)
     assert {name.lower() for name in documented} == set(Settings.model_fields)
+
+
+def test_the_conformance_statement_is_that_of_the_code(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("TAGS_")]:
+        monkeypatch.delenv(name)
+    settings = Settings(dimse_port=11112)
+    expected = statement(settings, Routing(), create_app(settings))
+    assert (DOCS / "conformance.md").read_text() == expected, "TAGS_DIMSE_PORT=11112 tags conformance > that page"
 
 
 def test_each_decision_is_in_the_index():

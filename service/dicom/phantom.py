@@ -1,7 +1,8 @@
 """A made-up abdominal CT as DICOM files, with a tumour in the liver whose every voxel is known. No patient behind it.
 
 What enters: a directory. What leaves: one file per slice, and the truth. The frame is LPS mm; the patient lies on the
-back, so columns run towards the left, rows towards the back, slices towards the head. Deterministic.
+back, so columns run towards the left, rows towards the back, slices towards the head. Deterministic. The demo, the
+watchdog, `tags doctor` and measurements share it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,18 @@ TUMOUR_HU = 55.0  # a metastasis: 50 HU darker than the liver around it
 LOBES = (((0, 0, 0), (15, 13, 14)), ((9, -5, 4), (10, 9, 9)), ((-6, 8, -7), (8, 9, 8)))
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What the files say of whom they are. `seed`: of the UIDs; equal seeds have equal UIDs."""
+
+    patient_name: str = "Phantom^Demo"
+    patient_id: str = "DEMO"
+    seed: str = "tags demo"
+
+    def uid(self, *names: str) -> str:
+        return str(generate_uid(entropy_srcs=[self.seed, *names]))
+
+
 @dataclass(frozen=True, eq=False)
 class Phantom:
     """The truth behind the files."""
@@ -76,18 +89,26 @@ class Phantom:
     volume_ml: float
 
 
-def write_phantom(directory: Path) -> Phantom:
+def write_phantom(directory: Path, identity: Identity = Identity()) -> Phantom:
     """Write the series, one file per slice, in an order that says nothing about position."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(20261124)
     voxels, tumour = _paint(rng)
-    study, series, frame = (generate_uid(entropy_srcs=["tags demo", name]) for name in ("study", "series", "frame"))
     for index, order in enumerate(rng.permutation(SHAPE_ZYX[0])):
-        _write_slice(directory / f"image{order:03d}.dcm", voxels[index], index, study, series, frame)
+        _write_slice(directory / f"image{order:03d}.dcm", voxels[index], index, identity)
     inside = np.argwhere(tumour)
     low, high = _lps_mm(inside.min(axis=0)), _lps_mm(inside.max(axis=0))
     volume_ml = float(tumour.sum() * np.prod(SPACING_ZYX_MM)) / 1000
     return Phantom(directory, tumour, tuple(TUMOUR_CENTRE_LPS_MM.tolist()), (low, high), volume_ml)
+
+
+def write_one_image(directory: Path, identity: Identity) -> Path:
+    """One image, a disc in air, where it does not matter what is seen."""
+    y, x = np.ogrid[:64, :64]
+    disc = np.where((y - 30) ** 2 + (x - 34) ** 2 < 20**2, 40.0, -1000.0)
+    path = directory / "image.dcm"
+    _write_slice(path, disc, 0, identity)
+    return path
 
 
 def write_second_series(directory: Path, first: Phantom) -> None:
@@ -127,7 +148,7 @@ def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def _inside(tissue: Ellipsoid, swell: np.ndarray) -> np.ndarray:
     """(D, H, W) bool."""
-    return _level(tissue.centre_lps_mm, tissue.radii_mm) + tissue.waves * swell < 1
+    return np.asarray(_level(tissue.centre_lps_mm, tissue.radii_mm) + tissue.waves * swell < 1)
 
 
 def _level(centre_lps_mm: np.ndarray | tuple[float, float, float], radii_mm: tuple[float, float, float]) -> np.ndarray:
@@ -135,7 +156,7 @@ def _level(centre_lps_mm: np.ndarray | tuple[float, float, float], radii_mm: tup
     z, y, x = np.ogrid[tuple(slice(0, n) for n in SHAPE_ZYX)]
     cx, cy, cz = (np.asarray(centre_lps_mm) - ORIGIN_LPS_MM) / SPACING_ZYX_MM[::-1]
     rx, ry, rz = np.asarray(radii_mm) / SPACING_ZYX_MM[::-1]
-    return np.sqrt(((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2)
+    return np.asarray(np.sqrt(((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2))
 
 
 def _tube(path_lps_mm: tuple[tuple[float, float, float], ...], radius_mm: float) -> np.ndarray:
@@ -146,7 +167,7 @@ def _tube(path_lps_mm: tuple[tuple[float, float, float], ...], radius_mm: float)
             place = (1 - part) * np.array(start) + part * np.array(stop)
             z, y, x = np.rint((place - ORIGIN_LPS_MM)[::-1] / SPACING_ZYX_MM).astype(int)
             away[z, y, x] = False
-    return ndimage.distance_transform_edt(away, sampling=SPACING_ZYX_MM) < radius_mm
+    return np.asarray(ndimage.distance_transform_edt(away, sampling=SPACING_ZYX_MM) < radius_mm)
 
 
 def _lps_mm(index_zyx: np.ndarray) -> tuple[float, float, float]:
@@ -154,16 +175,17 @@ def _lps_mm(index_zyx: np.ndarray) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-def _write_slice(path: Path, voxels: np.ndarray, index: int, study: str, series: str, frame: str) -> None:
+def _write_slice(path: Path, voxels: np.ndarray, index: int, identity: Identity) -> None:
     """One CT Image (PS3.3 A.3)."""
     d = Dataset()
-    d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, generate_uid(entropy_srcs=["tags demo", "image", str(index)])
-    d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, frame
+    d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, identity.uid("image", str(index))
+    d.StudyInstanceUID, d.SeriesInstanceUID = identity.uid("study"), identity.uid("series")
+    d.FrameOfReferenceUID = identity.uid("frame")
     d.SpecificCharacterSet = "ISO_IR 192"
     d.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
     d.StudyDate = d.SeriesDate = d.ContentDate = "20260101"
     d.StudyTime = d.SeriesTime = d.ContentTime = "120000"
-    d.PatientName, d.PatientID, d.PatientBirthDate, d.PatientSex = "Phantom^Demo", "DEMO", "", ""
+    d.PatientName, d.PatientID, d.PatientBirthDate, d.PatientSex = identity.patient_name, identity.patient_id, "", ""
     d.AccessionNumber, d.ReferringPhysicianName, d.StudyID = "", "", "1"
     d.Modality, d.Manufacturer, d.BodyPartExamined = "CT", "TAGS demo", "ABDOMEN"
     d.SeriesDescription = "Made-up phantom"

@@ -1,0 +1,216 @@
+"""This service as its senders reach it: address, certificate, clock, tokens, body limits, and the phantom's journey.
+
+Body limits are asked for without a body: a proxy refuses by Content-Length alone (413), or asks for the body
+(100 Continue), or waits for it; the connection is then closed. Source: RFC 9110 10.1.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ssl
+import time
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+from uuid import uuid4
+
+import httpx
+from anyio import to_thread
+
+from service.doctor.check import Check, State
+from service.ledger.ledger import Ledger
+from service.settings import Settings
+from service.watchdog import JourneyFailed, new_traveller, own_client, own_url, travel
+
+WAIT_S = 5.0  # a proxy that waits for the body has not refused its length
+CONNECT_S = 10.0
+SOON_DAYS = 21
+DAY_S = 86400.0
+MOST_HEAD_BYTES = 64 * 1024
+GOOD_DICE = 0.5  # by a box the shipped bundle reaches more on this phantom; a site's own bundle should, too
+FIX_REACH = "Start the service, or let TAGS_PUBLIC_URL and the proxy or ingress lead to it."
+FIX_READY = "See the check of the engine; the gateway says 503 until it answers."
+FIX_CERTIFICATE = (
+    "Renew the certificate of TAGS_PUBLIC_URL, for this very host name, with its chain; or name its authority in "
+    "TAGS_PUBLIC_CA_FILE."
+)
+FIX_FILE = "Renew the certificate of TAGS_TLS_CERTIFICATE_FILE, and start the service again."
+FIX_LIMIT = (
+    "Raise the limit of proxy or ingress (nginx: client_max_body_size; ingress-nginx: "
+    "nginx.ingress.kubernetes.io/proxy-body-size) to at least"
+)
+FIX_KEY = "Set TAGS_PROBE_KEY to a key or token with the roles segment and read."
+FIX_OPEN = "Let the service ask for tokens or keys, or let the proxy before it do so: anyone who reaches it may use it."
+FIX_ISSUER = "Correct TAGS_OIDC_ISSUER and TAGS_OIDC_CA_FILE; this machine must reach the issuer."
+FIX_JOURNEY = "Look at the log lines with this request id; the other checks name the part."
+FIX_DICE = "Compare with the bundle's measured quality: the engine, its precision or the bundle is not what it was."
+
+
+async def check_reach(settings: Settings) -> tuple[list[Check], dict[str, float]]:
+    """Liveness, readiness, clock. Returns: checks, and by how much the clock there is ahead."""
+    where = "TAGS_PUBLIC_URL" if settings.public_url else "its own address"
+    async with own_client(settings) as client:
+        try:
+            live = await client.get("/health/live")
+            ready = await client.get("/health/ready")
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
+                return [Check("certificate", "red", "it is not trusted, or not for this host", FIX_CERTIFICATE)], {}
+            return [Check("service", "red", f"{where} cannot be reached: {type(error).__name__}", FIX_REACH)], {}
+    dated = live.headers.get("date")
+    offset_s = {"service": email.utils.parsedate_to_datetime(dated).timestamp() - time.time()} if dated else {}
+    if live.status_code != httpx.codes.OK:
+        return [
+            Check("service", "red", f"{where} answers {live.status_code}, not as this service", FIX_REACH)
+        ], offset_s
+    if ready.status_code != httpx.codes.OK:
+        return [Check("service", "red", f"it is not ready: {ready.status_code}", FIX_READY)], offset_s
+    return [Check("service", "green", f"{where} leads to a service that is ready")], offset_s
+
+
+async def check_certificate(settings: Settings) -> list[Check]:
+    """Raises: OSError: no connection, or no trust."""
+    parts = urlsplit(own_url(settings))
+    if parts.scheme != "https":
+        if parts.hostname in ("127.0.0.1", "localhost", "::1"):
+            return [Check("certificate", "skipped", "plain HTTP on this machine only")]
+        fix = "Put TLS before the service, and say https in TAGS_PUBLIC_URL: images of patients travel in the clear."
+        return [Check("certificate", "red", "plain HTTP across the network", fix)]
+    _, writer = await _connected(parts, settings)
+    try:
+        certificate = writer.get_extra_info("peercert")
+        version = writer.get_extra_info("ssl_object").version()
+    finally:
+        writer.close()
+    days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / DAY_S
+    found = f"{version}, valid for {days:.0f} days more"
+    if days < SOON_DAYS:
+        return [Check("certificate", "amber", found, FIX_CERTIFICATE)]
+    return [Check("certificate", "green", found)]
+
+
+def check_certificate_file(settings: Settings) -> list[Check]:
+    """The certificate that this service itself shows, where it does. Raises: OSError."""
+    path: Path | None = getattr(settings, "tls_certificate_file", None)
+    if path is None:
+        return [Check("certificate file", "skipped", "TLS is for what stands before the service")]
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        certificate, *_ = load_pem_x509_certificates(path.read_bytes())
+    except ValueError:
+        return [Check("certificate file", "red", "it holds no certificate in PEM", FIX_FILE)]
+    days = (certificate.not_valid_after_utc.timestamp() - time.time()) / DAY_S
+    found = f"valid for {days:.0f} days more" if days > 0 else "it has expired"
+    state: State = "red" if days <= 0 else "amber" if days < SOON_DAYS else "green"
+    return [Check("certificate file", state, found, FIX_FILE if state != "green" else "")]
+
+
+async def check_access(settings: Settings) -> list[Check]:
+    """Whether strangers are kept out, and our own key is let in. Raises: httpx.HTTPError."""
+    issuer, keys_file = getattr(settings, "oidc_issuer", ""), getattr(settings, "api_keys_file", None)
+    checks = await _issuer(issuer, getattr(settings, "oidc_ca_file", None)) if issuer else []
+    async with own_client(settings) as client:
+        stranger = await client.get("/jobs", headers={"Authorization": ""})
+        known = await client.get("/jobs", params={"limit": "1"})
+    if stranger.status_code in (401, 403):
+        checks.append(Check("access: strangers", "green", f"they are refused with {stranger.status_code}"))
+    elif issuer or keys_file:
+        checks.append(Check("access: strangers", "red", "they are let in, though tokens are set up", FIX_OPEN))
+    elif urlsplit(own_url(settings)).hostname in ("127.0.0.1", "localhost", "::1"):
+        checks.append(Check("access: strangers", "skipped", "no tokens are set up; only this machine reaches it"))
+    else:
+        checks.append(Check("access: strangers", "red", "anyone is let in", FIX_OPEN))
+    if known.status_code == httpx.codes.OK:
+        checks.append(Check("access: own key", "green", "the API answers"))
+    else:
+        checks.append(Check("access: own key", "red", f"the API answers {known.status_code}", FIX_KEY))
+    return checks
+
+
+async def _issuer(issuer: str, ca_file: object) -> list[Check]:
+    verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+    address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    try:
+        async with httpx.AsyncClient(verify=verify, timeout=CONNECT_S, trust_env=False) as client:
+            response = await client.get(address)
+        if response.status_code == httpx.codes.OK and response.json().get("issuer") == issuer:
+            return [Check("access: issuer", "green", "its discovery document names it")]
+        found = f"discovery answers {response.status_code}, or names another issuer"
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        found = f"discovery failed: {type(error).__name__}"
+    return [Check("access: issuer", "red", found, FIX_ISSUER)]
+
+
+async def check_limits(settings: Settings) -> list[Check]:
+    """Whether a proxy lets bodies through that the service takes. Raises: OSError."""
+    ways = (("/segment", settings.max_upload_bytes), ("/dicom-web/studies", settings.max_store_bytes))
+    checks = []
+    for path, most_bytes in ways:
+        name = f"body limit: {path}"
+        status, problem = await _status_for_length(settings, path, most_bytes)
+        if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+            found = f"413 to {most_bytes} bytes, {'by the service' if problem else 'by what stands before it'}"
+            checks.append(Check(name, "red", found, f"{FIX_LIMIT} {most_bytes} bytes."))
+        elif status >= 500:
+            found = f"{status} before the body was sent"
+            checks.append(Check(name, "red", found, FIX_REACH))
+        else:
+            said = {0: "the body is waited for", 100: "the body is asked for"}.get(status, f"{status}, but not 413")
+            checks.append(Check(name, "green", f"{most_bytes} bytes may come: {said}"))
+    return checks
+
+
+async def _status_for_length(settings: Settings, path: str, length: int) -> tuple[int, bool]:
+    """The answer to a head that announces a body; 0 for none within WAIT_S. And whether it is a problem of ours."""
+    parts = urlsplit(own_url(settings))
+    key = settings.probe_key.get_secret_value()
+    kind = 'multipart/related; type="application/dicom"; boundary=b' if "dicom-web" in path else (
+        "multipart/form-data; boundary=b"
+    )  # fmt: skip
+    head = [
+        f"POST {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {length}",
+        f"Content-Type: {kind}", "Expect: 100-continue", "Connection: close",
+        *([f"Authorization: Bearer {key}"] if key else []),
+    ]  # fmt: skip
+    reader, writer = await _connected(parts, settings)
+    try:
+        writer.write("\r\n".join((*head, "", "")).encode())
+        await writer.drain()
+        async with asyncio.timeout(WAIT_S):
+            answer = await reader.readuntil(b"\r\n\r\n")
+    except TimeoutError:
+        return 0, False
+    except asyncio.IncompleteReadError as error:
+        answer = error.partial
+    finally:
+        writer.close()
+    status = answer.partition(b"\r\n")[0].split(b" ")
+    number = int(status[1]) if len(status) > 1 and status[1].isdigit() else 502
+    return number, b"application/problem+json" in answer.lower()
+
+
+async def _connected(parts: SplitResult, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = None
+    if parts.scheme == "https":
+        authority = str(settings.public_ca_file) if settings.public_ca_file else None
+        context = ssl.create_default_context(cafile=authority)
+    port = parts.port or (443 if context else 80)
+    async with asyncio.timeout(CONNECT_S):
+        return await asyncio.open_connection(parts.hostname, port, ssl=context, limit=MOST_HEAD_BYTES)
+
+
+async def check_journey(settings: Settings, ledger: Ledger) -> list[Check]:
+    """The watchdog's phantom, once there and back."""
+    traveller = await to_thread.run_sync(new_traveller)
+    request_id = str(uuid4())
+    async with own_client(settings) as client:
+        try:
+            seen = await travel(client, traveller, ledger, request_id)
+        except JourneyFailed as error:
+            found = f"{error.reason}: {error.detail}; request id {request_id}"
+            return [Check("phantom", "red", found, FIX_JOURNEY)]
+    found = f"Dice {seen.dice:.2f}, volume {seen.volume_ratio:.2f} of the true one, {seen.seconds:.1f} s"
+    if seen.dice < GOOD_DICE:
+        return [Check("phantom", "amber", found, FIX_DICE)]
+    return [Check("phantom", "green", found)]
