@@ -8,7 +8,6 @@ RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --break-sy
 ENV PYTHONPATH=/opt/stub \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
-# The image's own unprivileged user, triton-server.
-USER 1000:1000
+USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=180s \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -117,7 +118,14 @@ def serve(
         settings = read_settings(**chosen)
         bundle = open_bundle(settings)
         err.print(f"TAGS with {bundle.identity}, http://{settings.host}:{settings.port}/docs. {RESEARCH_USE}")
-        uvicorn.run(create_app(settings), host=settings.host, port=settings.port, access_log=False, log_level="warning")
+        uvicorn.run(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=math.ceil(settings.drain_s),
+        )
 
 
 @app.command()

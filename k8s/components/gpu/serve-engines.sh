@@ -1,4 +1,4 @@
 #!/bin/sh
 set -eu
 key=$(sh /etc/tags/engines/engine-key.sh)
-exec tritonserver --model-repository="/engines/$key" "$@"
+exec sh /etc/tags/scripts/serve-triton.sh --model-repository="/engines/$key" "$@"

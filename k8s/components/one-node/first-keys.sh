@@ -16,9 +16,11 @@ trap 'rmdir making' EXIT
 tags key new admin --role segment --role push --role read --role admin > admin
 tags key new pacs --role push > pacs
 tags key new prometheus > prometheus
-for name in admin pacs prometheus; do
+tags key new watchdog --role segment --role read > watchdog
+for name in admin pacs prometheus watchdog; do
     tail -n 1 "$name" >> api-keys.part
     head -n 1 "$name" > "first-key-$name"
     rm "$name"
 done
+mv first-key-watchdog key-watchdog  # the worker reads it at each start
 mv api-keys.part api-keys
