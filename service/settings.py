@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     """Where the networks run: ONNX Runtime inside this process, or a Triton server."""
 
     triton_url: str = "127.0.0.1:8001"
-    """Host and gRPC port of the Triton server; read only with TAGS_ENGINE=triton. `dns:///host:port` takes all addresses of
-    the name in turn."""
+    """Host and gRPC port of the Triton server; read only with TAGS_ENGINE=triton. `dns:///host:port` takes all
+    addresses of the name in turn."""
 
     triton_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one network call to Triton may take before it is answered as 504."""

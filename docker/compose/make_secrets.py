@@ -1,7 +1,7 @@
 """Passwords and keys of the compose stack, made once: `make_secrets.py DIRECTORY`, in the gateway's image.
 
-Each service reads a folder of its own (mode 0700, its user). What is there already is left alone, so that a second start
-changes nothing. Nothing is printed.
+Each service reads a folder of its own (mode 0700, its user). What is there already is left alone, so that a second
+start changes nothing. Nothing is printed.
 """
 
 import base64
@@ -55,7 +55,8 @@ def main(root: Path) -> None:
 def api_key(name: str, roles: tuple[str, ...]) -> tuple[str, str]:
     """The key, and its line for the file of hashes."""
     command = ["tags", "key", "new", name, *(word for role in roles for word in ("--role", role))]
-    key, line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    key, line = done.stdout.splitlines()
     return key, line
 
 
@@ -88,7 +89,7 @@ def orthanc(password: str, key: str) -> dict:
 
 
 def nginx(password: str) -> str:
-    """OHIF's web server, with the PACS behind the same address, so that the browser needs neither CORS nor its password."""
+    """OHIF's web server, with the PACS behind the same address: the browser needs neither CORS nor its password."""
     basic = base64.b64encode(f"tags:{password}".encode()).decode()
     return f"""worker_processes 1;
 pid /tmp/nginx.pid;

@@ -45,8 +45,8 @@ RECONNECT_MS = 250  # first wait between attempts to reconnect
 MAX_RECONNECT_MS = 1000  # gRPC's default of two minutes would outlast every restart
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_KEEPALIVE_MS = 20_000
-# An inference changes nothing, so that a call which a stopping server refused or broke off may be sent again: to another
-# replica where there is one, twice within a second. The throttle ends that when half of all calls fail.
+# An inference changes nothing, so that a call which a stopping server refused or broke off may be sent again: to
+# another replica where there is one, twice within a second. The throttle ends that when half of all calls fail.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
