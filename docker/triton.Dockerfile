@@ -1,10 +1,11 @@
 # Triton for a machine without a GPU: NVIDIA's image, and ONNX Runtime for the bundle's Python-backend models. With a
-# GPU, NVIDIA's image is used as it is: plans need nothing more.
+# GPU, NVIDIA's image is used as it is: plans need nothing more. numpy 1: the stubs of older releases fail with 2, those of
+# newer ones take both.
 ARG TRITON_RELEASE
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}
 RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --break-system-packages \
-    --target /opt/stub onnxruntime==1.32.0 'numpy>=2'
+    --target /opt/stub onnxruntime==1.32.0 'numpy<2'
 ENV PYTHONPATH=/opt/stub \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
