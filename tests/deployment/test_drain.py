@@ -1,7 +1,8 @@
-"""What a roll-out does to a gateway: it is told to stop while someone waits for an answer and someone watches events."""
+"""What a roll-out does to a gateway: it is told to stop while one waits for an answer and another watches events."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def test_a_request_under_way_is_answered_and_a_stream_of_events_does_not_hold_th
                     client.post,
                     "/segment?format=json",
                     files={"files": ("series.zip", zipped(phantom.directory))},
-                    data={"prompts": '{"points": [{"lps_mm": [%f, %f, %f]}]}' % tuple(phantom.click_lps_mm)},
+                    data={"prompts": json.dumps({"points": [{"lps_mm": list(phantom.click_lps_mm)}]})},
                 )
                 deadline = time.monotonic() + 60
                 while "tags_segmentations_running 1.0" not in client.get("/metrics").text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -47,27 +48,56 @@ def test_the_other_kustomizations_render(component):
     assert all(item["kind"] == "ConfigMap" for item in yaml.safe_load_all(kustomized(component)))
 
 
-def test_keda_takes_the_place_of_the_autoscalers(tmp_path):
-    site = ROOT / "k8s" / "overlays" / "cpu"
-    (tmp_path / "k8s").symlink_to(ROOT / "k8s")
-    place = ROOT / ".cache" / "keda-test"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "kustomization.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "kustomize.config.k8s.io/v1beta1",
-                "kind": "Kustomization",
-                "resources": ["../../k8s/overlays/cpu"],
-                "components": ["../../k8s/components/keda"],
-            }
-        )
-    )
-    assert site.is_dir()
-    done = run(tool("kubectl"), "kustomize", place)
+def site(directory: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a kustomization of a site's own, in another place, makes of ours."""
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(document))
+    done = run(tool("kubectl"), "kustomize", directory)
     assert done.returncode == 0, done.stderr
-    kinds = [item["kind"] for item in yaml.safe_load_all(done.stdout)]
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def ours(directory: str, seen_from: Path) -> str:
+    return os.path.relpath(ROOT / directory, seen_from)
+
+
+def test_keda_takes_the_place_of_the_autoscalers(tmp_path):
+    found = site(
+        tmp_path,
+        {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [ours("k8s/overlays/cpu", tmp_path)],
+            "components": [ours("k8s/components/keda", tmp_path)],
+        },
+    )
+    kinds = [item["kind"] for item in found]
     assert kinds.count("ScaledObject") == 3
     assert "HorizontalPodAutoscaler" not in kinds
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_site_says_who_its_pacs_is_and_what_is_segmented_as_the_page_shows(overlay, tmp_path):
+    page = (ROOT / "docs" / "install.md").read_text()
+    document = yaml.safe_load(page[page.index("# kustomization.yaml") :].split("```")[0])
+    document["resources"] = [ours(f"k8s/overlays/{overlay}", tmp_path)]
+    pacs = (ROOT / "k8s" / "overlays" / overlay / "pacs.yaml").read_text()
+    (tmp_path / "pacs.yaml").write_text(pacs.replace("192.0.2.10", "10.20.30.40"))
+    (tmp_path / "routing.yaml").write_text("rules: []  # of the site\n")
+    found = site(tmp_path, document)
+    policies = {item["metadata"]["name"]: str(item) for item in found if item["kind"] == "NetworkPolicy"}
+    for name in ("gateway-from-pacs", "gateway-to-pacs"):
+        assert "10.20.30.40/32" in policies[name]
+        assert "192.0.2.10" not in policies[name]
+    (routing,) = [item for item in found if item["metadata"]["name"].startswith("tags-routing")]
+    assert routing["data"]["routing.yaml"] == "rules: []  # of the site\n"
+    mounted = [
+        volume["configMap"]["name"]
+        for item in found
+        if item["kind"] == "Deployment"
+        for volume in item["spec"]["template"]["spec"]["volumes"]
+        if volume["name"] == "routing"
+    ]
+    assert mounted == [routing["metadata"]["name"]] * 2
 
 
 @pytest.mark.slow
