@@ -10,9 +10,10 @@ PYTHON_EXPORT := .venv-export/bin/python
 GATEWAY := .venv/.gateway
 TEST := .venv/.test
 EXPORT := .venv-export/.export
+CHECKOV := .venv-checkov/.checkov
 TEST_PROGRAMS := orthanc:/usr/sbin/Orthanc orthanc-dicomweb:/usr/share/orthanc/plugins/libOrthancDicomWeb.so \
   dcmtk:/usr/bin/storescu postgresql:/usr/lib/postgresql nginx-light:/usr/sbin/nginx chromium:/usr/bin/chromium \
-  rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:/var/lib/dpkg/info/rsyslog-openssl.list
+  rsyslog:/usr/sbin/rsyslogd rsyslog-openssl:/var/lib/dpkg/info/rsyslog-openssl.list prometheus:/usr/bin/promtool
 OUT ?= model_repository
 RUN ?= runs/small
 MINUTES ?= 60
@@ -26,7 +27,7 @@ demo: $(GATEWAY) ## segment a made-up CT series by click, box and text; files go
 serve: $(GATEWAY) ## run the service on 127.0.0.1:8080 (TAGS_HOST, TAGS_PORT)
 	$(PYTHON_GATEWAY) -m service.cli serve
 
-test: $(TEST) $(EXPORT) ## every test, in both environments (TAGS_REQUIRE_ALL=1: nothing may be skipped)
+test: $(TEST) $(EXPORT) $(CHECKOV) ## every test, in both environments (TAGS_REQUIRE_ALL=1: nothing may be skipped)
 	$(PYTHON_GATEWAY) -m pytest -m "not torch"
 	$(PYTHON_EXPORT) -m pytest -m torch
 
@@ -54,7 +55,7 @@ bench: $(GATEWAY) ## times of the networks and of what the gateway adds; JSON in
 	@if command -v Orthanc >/dev/null; then $(PYTHON_GATEWAY) -m bench.ingest; else echo 'bench.ingest needs orthanc, orthanc-dicomweb and dcmtk'; fi
 
 clean: ## remove the environments and what the tasks made; training runs stay
-	rm -rf .venv .venv-export .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo/out
+	rm -rf .venv .venv-export .venv-checkov .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo/out
 
 # A stamp says that an environment fits pyproject.toml, so that a second run installs nothing.
 $(GATEWAY): pyproject.toml scripts/environment
@@ -71,4 +72,9 @@ $(TEST): pyproject.toml scripts/environment
 
 $(EXPORT): pyproject.toml scripts/environment
 	scripts/environment .venv-export '.[export,proof,training,test]'
+	@touch $@
+
+# Checkov pins the versions of much that the gateway uses too, so that it lives apart.
+$(CHECKOV): scripts/environment
+	scripts/environment .venv-checkov 'checkov>=3.3,<4'
 	@touch $@

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import ssl
@@ -137,6 +138,7 @@ def serve(
             server_header=False,
             access_log=False,
             log_level="warning",
+            timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
 
 

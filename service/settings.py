@@ -100,7 +100,8 @@ class Settings(BaseSettings):
     """Where the networks run: ONNX Runtime inside this process, or a Triton server."""
 
     triton_url: str = "127.0.0.1:8001"
-    """Host and gRPC port of the Triton server; read only with TAGS_ENGINE=triton."""
+    """Host and gRPC port of the Triton server; read only with TAGS_ENGINE=triton. `dns:///host:port` takes all
+    addresses of the name in turn."""
 
     triton_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one network call to Triton may take before it is answered as 504."""
@@ -258,6 +259,10 @@ class Settings(BaseSettings):
 
     request_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds from the end of the upload to the answer, waiting included."""
+
+    drain_s: float = Field(default=300.0, gt=0)
+    """Seconds that requests under way may take to end once the process is told to stop; what is open then, such as a
+    stream of events, is cut off."""
 
     readiness_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds that the engine's canary inference may take before /health/ready says no."""

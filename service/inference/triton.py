@@ -9,6 +9,7 @@ Decisions: docs/decisions/0006-engines.md.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,25 @@ RECONNECT_MS = 250  # first wait between attempts to reconnect
 MAX_RECONNECT_MS = 1000  # gRPC's default of two minutes would outlast every restart
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_KEEPALIVE_MS = 20_000
+# An inference changes nothing, so that a call which a stopping server refused or broke off may be sent again: to
+# another replica where there is one, twice within a second. The throttle ends that when half of all calls fail.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.25s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.5},
+}
+RETRY_BUFFER_BYTES = 256 * 1024**2  # a call is kept until it is answered; those beyond are not sent again
 
 
 class TritonEngine:
@@ -173,7 +193,7 @@ class TritonEngine:
         self._verified = True
 
 
-def _channel_options(timeout_s: float) -> list[tuple[str, int]]:
+def _channel_options(timeout_s: float) -> list[tuple[str, int | str]]:
     """Keepalive notices a host that vanished without a word (a lost node), which would otherwise hold the connection
     for a quarter of an hour. At most two pings per call: Triton closes a connection that pings more without data."""
     return [
@@ -185,6 +205,9 @@ def _channel_options(timeout_s: float) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", max(MIN_KEEPALIVE_MS, int(timeout_s * 1000 / 2))),
         ("grpc.enable_http_proxy", 0),  # the server is a neighbour; a site's proxy for the outside would swallow calls
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.per_rpc_retry_buffer_size", RETRY_BUFFER_BYTES),
     ]
 
 

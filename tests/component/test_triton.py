@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import pytest
 
-from contract.tensors import CLIP_TEXT_EMBEDDER, NETWORKS, SAM_ENCODER
+from contract.tensors import CLIP_TEXT_EMBEDDER, FUSION_DECODER, NETWORKS, SAM_ENCODER
 from service.errors import ModelBusy, ModelContractBroken, ModelNotReady, ModelTimeout
 from service.inference.embedded import EmbeddedEngine
 from service.inference.triton import TritonEngine
@@ -281,6 +281,53 @@ async def test_a_dead_stub_is_noticed_though_triton_calls_itself_ready(engine, h
     await asyncio.to_thread(hurt.start)
     await recovered(engine)
     await engine.encode(*region())
+
+
+def canary(server: TritonServer) -> tuple[int, str]:
+    """Exit status and words of the liveness probe in Kubernetes."""
+    address = f"http://127.0.0.1:{server.ports.http}"
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, ROOT / "k8s" / "base" / "triton_canary.py", address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+def test_the_liveness_canary_tells_a_living_server_from_one_with_a_dead_model_and_from_none(hurt):
+    assert canary(hurt) == (0, "")
+    os.kill(stub(hurt, FUSION_DECODER), signal.SIGKILL)
+    assert canary(hurt) == (1, "the canary was answered 500")
+    hurt.stop()
+    assert canary(hurt) == (1, "the server does not answer")
+
+
+async def test_of_two_servers_one_may_stop_and_no_call_fails(bundle, installation, server, tmp_path):
+    """What a roll-out does to the gateway: the going server's calls are sent again to the other."""
+    log = tmp_path / "second.log"
+    going = TritonServer(bundle, installation, ports=Ports.free(), log=log)
+    await asyncio.to_thread(going.start)
+    try:
+        async with engine_at(bundle, f"ipv4:{server.url},{going.url}") as engine:
+            before = await engine.segment(*region(), click())
+            answered = 0
+
+            async def ask() -> None:
+                nonlocal answered
+                while not stopped.is_set() or answered < 6:
+                    assert np.array_equal(await engine.segment(*region(), click()), before)
+                    answered += 1
+
+            stopped = asyncio.Event()
+            asking = asyncio.gather(ask(), ask())
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(going.stop)
+            stopped.set()
+            await asking
+    finally:
+        await asyncio.to_thread(going.stop)
+    assert answered >= 6
 
 
 def test_a_stopped_server_leaves_no_process_port_or_shared_memory_behind(hurt):

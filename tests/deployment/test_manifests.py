@@ -1,0 +1,378 @@
+"""The manifests and images: accepted by real tools, and by rules of our own that those tools do not know."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.conftest import require
+from tests.deployment.rendered import (
+    OVERLAYS,
+    RELEASE,
+    ROOT,
+    containers,
+    files_of,
+    kustomized,
+    objects,
+    of_kind,
+    pods,
+    run,
+    tool,
+)
+
+KUBERNETES = "1.31"  # the oldest that Kubernetes' own project still kept when this was written, and every later one
+PROBE_ONLY = {("triton", "http")}  # ports that no policy opens: the kubelet alone reaches them
+CHECKOV = ROOT / ".venv-checkov" / "bin"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("version", [KUBERNETES, "1.37"])
+def test_every_object_is_valid_against_kubernetes_own_schema(overlay, version, tmp_path):
+    rendered = tmp_path / "all.yaml"
+    rendered.write_text(kustomized(f"k8s/overlays/{overlay}"))
+    done = run(tool("kubernetes-validate"), "--strict", "-k", version, rendered)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count(" passed ") == len(objects(overlay))
+
+
+@pytest.mark.parametrize("component", ["k8s/monitoring"])
+def test_the_other_kustomizations_render(component):
+    assert all(item["kind"] == "ConfigMap" for item in yaml.safe_load_all(kustomized(component)))
+
+
+def site(directory: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a kustomization of a site's own, in another place, makes of ours."""
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(document))
+    done = run(tool("kubectl"), "kustomize", directory)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def ours(directory: str, seen_from: Path) -> str:
+    return os.path.relpath(ROOT / directory, seen_from)
+
+
+def test_keda_takes_the_place_of_the_autoscalers(tmp_path):
+    found = site(
+        tmp_path,
+        {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [ours("k8s/overlays/cpu", tmp_path)],
+            "components": [ours("k8s/components/keda", tmp_path)],
+        },
+    )
+    kinds = [item["kind"] for item in found]
+    assert kinds.count("ScaledObject") == 3
+    assert "HorizontalPodAutoscaler" not in kinds
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_site_says_who_its_pacs_is_and_what_is_segmented_as_the_page_shows(overlay, tmp_path):
+    page = (ROOT / "docs" / "install.md").read_text()
+    document = yaml.safe_load(page[page.index("# kustomization.yaml") :].split("```")[0])
+    document["resources"] = [ours(f"k8s/overlays/{overlay}", tmp_path)]
+    pacs = (ROOT / "k8s" / "overlays" / overlay / "pacs.yaml").read_text()
+    (tmp_path / "pacs.yaml").write_text(pacs.replace("192.0.2.10", "10.20.30.40"))
+    (tmp_path / "routing.yaml").write_text("rules: []  # of the site\n")
+    found = site(tmp_path, document)
+    policies = {item["metadata"]["name"]: str(item) for item in found if item["kind"] == "NetworkPolicy"}
+    for name in ("gateway-from-pacs", "gateway-to-pacs"):
+        assert "10.20.30.40/32" in policies[name]
+        assert "192.0.2.10" not in policies[name]
+    (routing,) = [item for item in found if item["metadata"]["name"].startswith("tags-routing")]
+    assert routing["data"]["routing.yaml"] == "rules: []  # of the site\n"
+    mounted = [
+        volume["configMap"]["name"]
+        for item in found
+        if item["kind"] == "Deployment"
+        for volume in item["spec"]["template"]["spec"]["volumes"]
+        if volume["name"] == "routing"
+    ]
+    assert mounted == [routing["metadata"]["name"]] * 2
+
+
+@pytest.mark.slow
+def test_checkov_finds_nothing_but_what_is_accepted_with_a_reason(tmp_path):
+    checkov = tool("checkov", also=CHECKOV)
+    for overlay in OVERLAYS:
+        (tmp_path / f"{overlay}.yaml").write_text(kustomized(f"k8s/overlays/{overlay}"))
+    common = ("--skip-download", "--compact", "--quiet", "--config-file", ROOT / ".checkov.yaml")
+    for framework, directory in (("kubernetes", tmp_path), ("dockerfile", ROOT / "docker")):
+        done = run(checkov, *common, "--framework", framework, "-d", directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+        plain = run(checkov, "--skip-download", "--compact", "--framework", framework, "-d", directory)
+        assert int(re.search(r"Passed checks: (\d+)", plain.stdout)[1]) > 100  # it did look
+
+
+def test_each_accepted_finding_has_its_reason():
+    lines = (ROOT / ".checkov.yaml").read_text().splitlines()
+    accepted = [number for number, line in enumerate(lines) if "- CKV" in line]
+    assert accepted
+    assert all(lines[number - 1].strip().startswith("#") and len(lines[number - 1]) > 40 for number in accepted)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docker").glob("*Dockerfile")), ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path):
+    done = run(tool("hadolint"), path)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_compose_accepts_the_file(profile):
+    done = run(tool("docker-compose"), "--profile", profile, "-f", "docker-compose.yml", "config")
+    assert (done.returncode, done.stderr) == (0, "")
+    services = yaml.safe_load(done.stdout)["services"]
+    others = {"postgres", "objects", "orthanc", "ohif", "prometheus", "grafana"}
+    assert {"gateway", "worker", f"triton-{profile}"} | others <= services.keys()
+    for name, service in services.items():
+        assert service.get("mem_limit"), name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert not service.get("privileged")
+        assert all(port.get("host_ip") == "127.0.0.1" for port in service.get("ports", ())), name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_narrow_and_has_limits(overlay):
+    for name, template in pods(overlay):
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
+        assert pod["priorityClassName"] in of_kind(overlay, "PriorityClass"), name
+        assert not any(pod.get(host) for host in ("hostNetwork", "hostPID", "hostIPC")), name
+        assert not any("hostPath" in volume for volume in pod["volumes"]), name
+        common = pod["securityContext"]
+        assert common["runAsNonRoot"] is True, name
+        assert common["runAsUser"] >= 10000, name
+        assert common["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in containers(template):
+            where = (name, container["name"])
+            own = container["securityContext"]
+            assert own == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, where
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"][kind].keys(), where
+            # A disk that is not limited fills the node's.
+        for volume in pod["volumes"]:
+            assert "emptyDir" not in volume or volume["emptyDir"].get("sizeLimit"), (name, volume["name"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_serves_has_all_three_probes_a_drain_a_budget_a_spread_and_an_autoscaler(overlay):
+    deployments = of_kind(overlay, "Deployment")
+    assert deployments.keys() == {"gateway", "worker", "triton"}
+    for name, item in deployments.items():
+        (container,) = item["spec"]["template"]["spec"]["containers"]
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys(), name
+        asleep = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert item["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > asleep, name
+        assert item["spec"]["template"]["spec"]["topologySpreadConstraints"], name
+        assert "replicas" not in item["spec"], name  # an apply would undo what the autoscaler chose
+        labels = item["spec"]["template"]["metadata"]["labels"]
+        for kind in ("PodDisruptionBudget", "HorizontalPodAutoscaler"):
+            assert name in of_kind(overlay, kind), (name, kind)
+        chosen = of_kind(overlay, "PodDisruptionBudget")[name]["spec"]["selector"]["matchLabels"]
+        assert chosen.items() <= labels.items(), name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_draining_gateway_has_time_for_what_is_under_way(overlay):
+    settings = next(item for name, item in of_kind(overlay, "ConfigMap").items() if name.startswith("tags-settings"))
+    gateway = of_kind(overlay, "Deployment")["gateway"]["spec"]["template"]["spec"]
+    asleep = int(gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert float(settings["data"]["TAGS_DRAIN_S"]) >= Settings().request_timeout_s
+    assert gateway["terminationGracePeriodSeconds"] >= asleep + float(settings["data"]["TAGS_DRAIN_S"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_triton_outlives_the_connections_to_it(overlay):
+    (container,) = of_kind(overlay, "Deployment")["triton"]["spec"]["template"]["spec"]["containers"]
+    age_ms = next(int(item.split("=")[1]) for item in container["args"] if "connection-age=" in item)
+    assert int(container["lifecycle"]["preStop"]["exec"]["command"][-1]) > age_ms / 1000
+    volumes = {
+        item["name"]: item for item in of_kind(overlay, "Deployment")["triton"]["spec"]["template"]["spec"]["volumes"]
+    }
+    assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+
+
+def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    selector = policy["spec"]["podSelector"]
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
+        for rule in selector.get("matchExpressions", ())
+    )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_is_denied_and_each_port_is_opened_to_named_peers_or_to_nobody(overlay):
+    policies = of_kind(overlay, "NetworkPolicy")
+    deny = policies["default-deny"]["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, policy in policies.items():
+        for way, peers in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(way, ()):
+                assert rule.get(peers), f"{name} opens to everyone"
+                assert rule.get("ports"), f"{name} opens every port"
+                assert all(peer.get("ipBlock", {}).get("cidr") not in ("0.0.0.0/0", "::/0") for peer in rule[peers])
+                assert all(peer not in ({"podSelector": {}}, {"namespaceSelector": {}}) for peer in rule[peers])
+    for name, template in pods(overlay):
+        labels = template["metadata"]["labels"]
+        opened = {
+            port["port"]
+            for policy in policies.values()
+            if selected(policy, labels)
+            for rule in policy["spec"].get("ingress", ())
+            for port in rule["ports"]
+        }
+        for container in containers(template):
+            for port in container.get("ports", ()):
+                covered = bool({port["name"], port["containerPort"]} & opened)
+                assert covered != ((name, port["name"]) in PROBE_ONLY), (name, port)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_triton_is_reached_by_gateways_and_prometheus_alone(overlay):
+    labels = next(template for name, template in pods(overlay) if name == "triton")["metadata"]["labels"]
+    let_in = [
+        (peer, port["port"])
+        for policy in of_kind(overlay, "NetworkPolicy").values()
+        if selected(policy, labels)
+        for rule in policy["spec"].get("ingress", ())
+        for peer in rule["from"]
+        for port in rule["ports"]
+    ]
+    assert sorted(let_in, key=str) == [
+        ({"namespaceSelector": {"matchLabels": {"tags/monitoring": "true"}}}, "metrics"),
+        ({"podSelector": {"matchLabels": {"tags/uses-triton": "true"}}}, "grpc"),
+    ]
+    users = {name for name, template in pods(overlay) if "tags/uses-triton" in template["metadata"]["labels"]}
+    assert users == {"gateway", "worker"}
+
+
+def every_image() -> list[tuple[str, str]]:
+    """(where, image) of all manifests, the compose file and the Dockerfiles."""
+    found = [
+        (f"{overlay}/{name}", container["image"])
+        for overlay in OVERLAYS
+        for name, template in pods(overlay)
+        for container in containers(template)
+    ]
+    for profile in ("cpu", "gpu"):
+        done = run(tool("docker-compose"), "--profile", profile, "-f", "docker-compose.yml", "config")
+        found += [(f"compose/{name}", item["image"]) for name, item in yaml.safe_load(done.stdout)["services"].items()]
+    return found
+
+
+def test_every_image_has_a_version_and_none_is_the_latest():
+    for where, image in every_image():
+        registry, _, tag = image.rpartition(":")
+        assert "/" in registry, where  # an unqualified name could be anybody's on a public registry
+        assert tag not in ("", "latest"), where
+        assert "RELEASE" not in image, where
+
+
+def test_triton_and_tensorrt_are_of_one_release_that_is_named_once():
+    nvidia = [image for _, image in every_image() if re.search(r"nvidia|tags-(triton|export)", image)]
+    assert len(nvidia) > 6
+    assert all(image.endswith(RELEASE) for image in nvidia)
+    for path in (ROOT / "docker").glob("*.Dockerfile"):
+        for line in path.read_text().splitlines():
+            if line.startswith("FROM nvcr.io"):
+                assert line.split()[1].endswith(":${TRITON_RELEASE}"), path.name
+    naming = [
+        path.relative_to(ROOT)
+        for path in [*files_of(".yaml", ".yml", ".env", ".sh", ".Dockerfile"), ROOT / "docker-compose.yml"]
+        if any(
+            RELEASE.split("-")[0] in line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")
+        )
+    ]
+    assert naming == [Path("k8s/release/release.env")]
+
+
+def test_the_list_for_sites_without_a_registry_is_whole():
+    tools = {"KUBECTL": tool("kubectl"), "DOCKER_COMPOSE": tool("docker-compose")}
+    done = run("scripts/images", "list", **tools)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "k8s" / "images.txt").read_text()
+    assert set(done.stdout.split()) == {image for _, image in every_image()}
+
+
+def test_images_are_saved_and_loaded_whole_or_not_at_all(tmp_path):
+    """The engine is a stand-in that writes what it is told to save; the script, sums and lists are the real ones."""
+    engine, log, kept = tmp_path / "engine", tmp_path / "log", tmp_path / "kept"
+    engine.write_text(
+        '#!/bin/sh\necho "$@" >>"$LOG"\n[ "$1" = save ] && echo "archive of $4" >"$3"\nexit 0\n', encoding="utf-8"
+    )
+    engine.chmod(0o755)
+    tools = {"KUBECTL": tool("kubectl"), "CONTAINER_ENGINE": str(engine), "LOG": str(log)}
+    assert run("scripts/images", "save", kept, "cpu", "gpu", **tools).returncode == 0
+    images = (kept / "images.txt").read_text().split()
+    assert len(images) == len(list(kept.glob("*.tar"))) == 4
+    assert not [line for line in log.read_text().splitlines() if line.startswith("pull") and "localhost" in line]
+    loaded = run("scripts/images", "load", kept, **tools)
+    assert loaded.stdout.split("\n")[:-1] == [f"loaded {image}" for image in images]
+    pushed = run("scripts/images", "push", kept, "registry.hospital.example/tags", **tools)
+    names = {item["newName"] for item in yaml.safe_load(pushed.stdout)["images"]}
+    assert all(name.startswith("registry.hospital.example/tags/") for name in names)
+    next(kept.glob("*.tar")).write_text("another")
+    assert run("scripts/images", "load", kept, **tools).returncode != 0
+
+
+def test_our_images_carry_the_version_of_the_project():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    ours = [image for _, image in every_image() if re.search(r"tags-(gateway|export)", image)]
+    assert ours
+    assert all(image.split(":")[1].split("_")[0] == version for image in ours)
+
+
+def test_the_images_install_the_pinned_versions_that_the_project_asks_for():
+    pins = (ROOT / "docker" / "constraints.txt").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["postgres"],
+        *project["optional-dependencies"]["s3"],
+    ]
+    for requirement in wanted:
+        name = re.match(r"[A-Za-z0-9-]+", requirement)[0].lower()
+        assert re.search(rf"^{name}==", pins, re.M), f"{name} is not in docker/constraints.txt"
+    export = {re.match(r"[A-Za-z0-9-]+", item)[0]: item for item in project["optional-dependencies"]["export"]}
+    dockerfile = (ROOT / "docker" / "export.Dockerfile").read_text()
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        assert f" {export[name]} " in dockerfile.replace("\n", " "), name
+
+
+def environment_names() -> set[str]:
+    """Every TAGS_ variable that a manifest, the compose file or an image sets."""
+    texts = [kustomized(f"k8s/overlays/{overlay}") for overlay in OVERLAYS]
+    texts += [path.read_text() for path in files_of(".Dockerfile", ".sh")] + [(ROOT / "docker-compose.yml").read_text()]
+    return set(re.findall(r"\bTAGS_[A-Z0-9_]+", "\n".join(texts)))
+
+
+@pytest.mark.parametrize("name", sorted(environment_names()))
+def test_each_variable_is_a_setting(name):
+    require(name.removeprefix("TAGS_").lower() in Settings.model_fields, f"{name} is no setting of this tree")
+
+
+@pytest.mark.parametrize("path", files_of(".sh"), ids=lambda path: path.name)
+def test_the_scripts_are_shell(path):
+    assert run("sh", "-n", path).returncode == 0
+
+
+def test_tritons_canary_needs_nothing_but_python():
+    tree = ast.parse((ROOT / "k8s" / "base" / "triton_canary.py").read_text())
+    imported = {
+        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    assert imported <= {"json", "struct", "sys", "urllib"}
