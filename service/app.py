@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from anyio import to_thread
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
 from service.api import dicomweb_query, dicomweb_retrieve, dicomweb_store, error_page, health, jobs, segment
@@ -93,7 +94,7 @@ def create_app(
                 for each in engines:
                     await each.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI with the scripts of /docs from its own package: hospitals have no internet
         title="TAGS",
         version=version("tags-service"),
         description=f"The extent of a tumour in a CT or MR series, from a prompt. **{RESEARCH_USE}**",
