@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from anyio import to_thread
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import Tracer
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
@@ -141,7 +142,7 @@ def create_app(
                     await each.close()
             await to_thread.run_sync(tracing.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI with the scripts of /docs from its own package: hospitals have no internet
         title="TAGS",
         version=version("tags-service"),
         description=f"The extent of a tumour in a CT or MR series, from a prompt. **{RESEARCH_USE}**",

@@ -62,10 +62,17 @@ def _has_decoder(uid: UID) -> bool:
 
 
 def read_voxels(header: Header) -> np.ndarray:
+    """(H, W) float32, else as `read_voxels_into`."""
+    voxels = np.empty((header.rows, header.columns), np.float32)
+    read_voxels_into(voxels, header)
+    return voxels
+
+
+def read_voxels_into(voxels: np.ndarray, header: Header) -> None:
     """Decode one image or one frame. Nothing else of its file is read, but where that is deflated or big-endian.
 
     Pixels that are padding (PS3.3 C.7.5.1.1.2) become -1000 HU in CT, and the lowest other value of the image in MR.
-    Returns: (H, W) float32, finite, HU or a.u.   Raises: DamagedPixelData.
+    Args: voxels: (H, W) float32, filled with finite HU or a.u.   Raises: DamagedPixelData.
     """
     try:
         stored = _stored(header)
@@ -79,15 +86,17 @@ def read_voxels(header: Header) -> np.ndarray:
         raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
-    voxels: np.ndarray = np.multiply(values, np.float32(header.slope), dtype=np.float32)
-    voxels += np.float32(header.intercept)
+    if header.slope == 1:  # nearly every CT: one pass instead of two
+        np.add(values, np.float32(header.intercept), out=voxels, dtype=np.float32)
+    else:
+        np.multiply(values, np.float32(header.slope), out=voxels, dtype=np.float32)
+        voxels += np.float32(header.intercept)
     if header.padding:
         padded = _padding(stored, header) | _padding(values, header)
         inside = voxels[~padded]
         voxels[padded] = AIR_HU if header.modality == "CT" else inside.min() if inside.size else 0.0
     if abs(header.slope) + abs(header.intercept) > MAX_RESCALE and not np.isfinite(voxels).all():
         raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image make values that are not finite.")
-    return voxels
 
 
 def _stored(header: Header) -> np.ndarray:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from service.dicom.header import Header
-from service.dicom.pixels import read_voxels
+from service.dicom.pixels import read_voxels_into
 from service.domain.geometry import Geometry
 from service.domain.volume import Volume
 
@@ -83,7 +83,7 @@ def _decode(headers: tuple[Header, ...], voxels: np.ndarray) -> None:
     """Into `voxels`, (D, H, W) float32: no decoded image waits beside the volume."""
 
     def decode(index: int) -> None:
-        voxels[index] = read_voxels(headers[index])
+        read_voxels_into(voxels[index], headers[index])
 
     if len(headers) == 1:
         decode(0)

@@ -71,9 +71,9 @@ def _is_orientation(orientation: tuple[float, ...]) -> bool:
     """Two unit vectors at right angles."""
     if len(orientation) != 6:
         return False
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    deviations = (np.linalg.norm(row) - 1, np.linalg.norm(column) - 1, row @ column)
-    return bool(max(map(abs, deviations)) <= UNIT_TOLERANCE)
+    row, column = orientation[:3], orientation[3:]
+    deviations = (math.hypot(*row) - 1, math.hypot(*column) - 1, sum(a * b for a, b in zip(row, column, strict=True)))
+    return max(map(abs, deviations)) <= UNIT_TOLERANCE
 
 
 def _directions(header: Header) -> tuple[np.ndarray, np.ndarray]:
@@ -87,19 +87,12 @@ def _directions(header: Header) -> tuple[np.ndarray, np.ndarray]:
 def _check_alike(headers: Sequence[Header]) -> None:
     """One size, orientation, pixel spacing, frame of reference."""
     first = headers[0]
+    orientations = np.array([header.orientation for header in headers])
+    spacings_mm = np.array([header.pixel_spacing_mm for header in headers])
     for name, differing in (
         ("Rows or Columns", sum((h.rows, h.columns) != (first.rows, first.columns) for h in headers)),
-        (
-            "ImageOrientationPatient",
-            sum(not np.allclose(h.orientation, first.orientation, rtol=0, atol=ORIENTATION_TOLERANCE) for h in headers),
-        ),
-        (
-            "PixelSpacing",
-            sum(
-                not np.allclose(h.pixel_spacing_mm, first.pixel_spacing_mm, rtol=0, atol=PIXEL_SPACING_TOLERANCE_MM)
-                for h in headers
-            ),
-        ),
+        ("ImageOrientationPatient", _unlike_first(orientations, ORIENTATION_TOLERANCE)),
+        ("PixelSpacing", _unlike_first(spacings_mm, PIXEL_SPACING_TOLERANCE_MM)),
         ("FrameOfReferenceUID", sum(h.frame_of_reference_uid != first.frame_of_reference_uid for h in headers)),
     ):
         if differing:
@@ -107,6 +100,10 @@ def _check_alike(headers: Sequence[Header]) -> None:
                 f"The {len(headers)} images differ in {name} ({differing} unlike the first). "
                 "Send only the images of one stack."
             )
+
+
+def _unlike_first(rows: np.ndarray, tolerance: float) -> int:
+    return int((np.abs(rows - rows[0]) > tolerance).any(axis=1).sum())
 
 
 def _step(ordered: Sequence[Header], positions: np.ndarray, normal: np.ndarray) -> np.ndarray:

@@ -146,6 +146,16 @@ async def test_every_problem_type_leads_to_its_section(gateway):
     assert (await gateway.client.get("/docs")).status_code == 200
 
 
+async def test_the_api_page_asks_nothing_of_the_internet(gateway):
+    page = (await gateway.client.get("/docs")).text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert address.startswith("/")
+        assert (await gateway.client.get(address)).status_code == 200
+    assert "//" not in re.sub(r"window.location.*|<!--.*?-->|// .*", "", page).replace("</", "")
+
+
 async def test_liveness_answers_within_a_second_while_requests_are_received_and_segmented(tmp_path, phantom):
     async with running(FakeEngine(delay_s=0.3), tmp_path, max_running=2) as gateway:
         load = [asyncio.create_task(gateway.segment(phantom.paths, CLICK, query="?format=bundle")) for _ in range(6)]

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from demo.phantom import write_phantom
 
 from demo.answers import zipped
-from demo.phantom import write_phantom
 from demo.running import ROOT, free_port, wait_until_ready
 
 pytestmark = pytest.mark.slow
