@@ -50,7 +50,10 @@ async def test_no_path_leads_out_of_what_is_held(tmp_path, escape):
             f"/jobs/{escape}",
         ):
             answer = await gateway.client.get(path)
-            assert answer.status_code in (400, 404)
+            if escape not in str(answer.request.url):  # the client itself resolved the dots, to a page of ours
+                continue
+            assert answer.status_code in (307, 400, 404)  # 307: the same without its last slash
+            assert answer.headers.get("location", "http://localhost/").startswith("http://localhost/")
             assert "root:" not in answer.text
         for query in (f"?profile={escape}", f"?bundle={escape}", f"?format={escape}"):
             assert (await gateway.client.post(f"/segment{query}")).status_code in (400, 404, 406)
