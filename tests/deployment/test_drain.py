@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from demo.phantom import write_phantom
 
 from demo.answers import zipped
 from demo.running import ROOT, free_port, wait_until_ready
+from service.dicom.phantom import write_phantom
 
 pytestmark = pytest.mark.slow
 DRAIN_S = 30
