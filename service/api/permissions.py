@@ -47,6 +47,8 @@ ROUTES: dict[tuple[str, str], frozenset[Role] | Open] = {
     ("GET", "/metrics"): Open.KNOWN,
     ("GET", "/health/live"): Open.PUBLIC,
     ("GET", "/health/ready"): Open.PUBLIC,
+    ("GET", "/docs"): Open.PUBLIC,
+    ("GET", "/docs/oauth2-redirect"): Open.PUBLIC,
     ("GET", "/docs/errors"): Open.PUBLIC,
     ("GET", "/"): Open.PUBLIC,
 }

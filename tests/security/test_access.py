@@ -54,7 +54,8 @@ def every_route() -> list[tuple[str, str]]:
     """From the document that callers see, so that none is missed, and the page."""
     document = create_app(Settings(), engine=FakeEngine()).openapi()
     listed = [(method.upper(), path) for path, operations in document["paths"].items() for method in operations]
-    return [*listed, ("GET", "/"), ("GET", "/docs/errors")]
+    pages = ("/", "/docs", "/docs/oauth2-redirect", "/docs/errors")
+    return [*listed, *(("GET", page) for page in pages)]
 
 
 def test_every_route_stands_in_the_table_and_no_other_does():
@@ -62,7 +63,7 @@ def test_every_route_stands_in_the_table_and_no_other_does():
     assert [route for route in routes if needed(*route) == frozenset()] == []
     assert set(ROUTES) <= set(routes)
     assert {path for (_, path) in routes if needed("GET", path) is Open.PUBLIC} == {
-        "/", "/docs/errors", "/health/live", "/health/ready",
+        "/", "/docs", "/docs/oauth2-redirect", "/docs/errors", "/health/live", "/health/ready",
     }  # fmt: skip
 
 
