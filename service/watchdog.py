@@ -93,7 +93,7 @@ def traveller_of(files: Sequence[Path], prompts: dict[str, Any], tumour: np.ndar
 
 def own_url(settings: Settings) -> str:
     """Where senders reach this service: TAGS_PUBLIC_URL, else its own address."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104  # nosec B104: compared, not bound
     scheme = "https" if getattr(settings, "tls_certificate_file", None) else "http"
     return settings.public_url or f"{scheme}://{host}:{settings.port}"
 

@@ -68,7 +68,7 @@ def check_listener(settings: Settings) -> list[Check]:
         return [Check("DICOM port", "skipped", "TAGS_DIMSE_PORT is not set")]
     if getattr(settings, "dimse_tls", False):
         return [Check("DICOM port", "skipped", "it speaks TLS, for which this would need a sender's certificate")]
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104  # nosec B104: compared, not bound
     peer = DimsePeer(host=host, port=settings.dimse_port, ae_title=settings.dimse_ae_title, timeout_s=10)
     caller = settings.dimse_calling_ae_titles.partition(",")[0].strip() or settings.dimse_ae_title
     try:
