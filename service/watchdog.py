@@ -161,8 +161,15 @@ async def _answered(client: httpx.AsyncClient, method: str, address: str, **requ
     except httpx.HTTPError as error:
         raise JourneyFailed("unreachable", f"{method} failed: {type(error).__name__}") from error
     if not response.is_success:
-        raise JourneyFailed("refused", f"{method} was answered with {response.status_code}")
+        raise JourneyFailed("refused", f"{method} was answered with {response.status_code}{_slug(response)}")
     return response.content
+
+
+def _slug(response: httpx.Response) -> str:
+    """Of a problem of this service; what stands before it answers otherwise."""
+    if response.headers.get("content-type") != "application/problem+json":
+        return ""
+    return f" {json.loads(response.content)['type'].rpartition('#')[2]}"
 
 
 def _mask_of(body: bytes, series: Series) -> np.ndarray:

@@ -37,6 +37,10 @@ FIX_TITLES = (
     "Let the node know our AE title (TAGS_DIMSE_AE_TITLE) and address, and correct ae_title in the routing file."
 )
 FIX_STORE = "Let the node take CT and SEG objects from us, and say with `verify` how to ask whether they are there."
+FIX_COMMITMENT = (
+    "Let the node report storage commitment to our DICOM port (TAGS_DIMSE_PORT), under our AE title; or say "
+    "`verify: qido` with a `qido` server."
+)
 FIX_QUERY = "Let us query the node; without it a delivery cannot be proved."
 FIX_RETRIEVE = "Let us retrieve from the node: prior objects and pulled series come that way."
 
@@ -139,7 +143,8 @@ def _stored(
             destination, [item], job_id="doctor", ae_title=ae_title, commitments=commitments, stage=lambda _: None
         )
     except DeliveryFailed as error:
-        return Check(f"{name}: store", "red", error.detail, FIX_STORE)
+        fix = FIX_COMMITMENT if "commitment" in error.detail else FIX_STORE
+        return Check(f"{name}: store", "red", error.detail, fix)
     found = f"the phantom is there, by {proof}; it stays, as patient {IDENTITY.patient_id}"
     if proof == "none":
         fix = "Set `verify` for this destination: without proof an object that it drops is lost silently."

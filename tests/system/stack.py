@@ -157,7 +157,7 @@ def running_stack(directory: Path) -> Iterator[Stack]:
         require(False, str(error))
     directory.mkdir(parents=True, exist_ok=True)
     write_certificate(directory)
-    bundle, port = load_bundle(ROOT / "model_repository"), free_port()
+    bundle, port, dimse_port = load_bundle(ROOT / "model_repository"), free_port(), free_port()
     url, routing = f"https://localhost:{port}", directory / "routing.yaml"
     triton = TritonServer(bundle, installation, ports=Ports.free(), log=directory / "triton.log")
     parts = {name: ExitStack() for name in ("database", "triton", "orthanc", "nginx")}
@@ -167,7 +167,7 @@ def running_stack(directory: Path) -> Iterator[Stack]:
         database_url = parts["database"].enter_context(postgres())
         parts["triton"].enter_context(triton)
         orthanc = parts["orthanc"].enter_context(
-            running_orthanc(directory / "orthanc", tags_url=url, tags_dimse_port=free_port())
+            running_orthanc(directory / "orthanc", tags_url=url, tags_dimse_port=dimse_port)
         )
         write_routing(routing, orthanc)
         settings = {
@@ -175,12 +175,13 @@ def running_stack(directory: Path) -> Iterator[Stack]:
             "TAGS_ENGINE": "triton", "TAGS_TRITON_URL": triton.url, "TAGS_ROUTING_FILE": str(routing),
             "TAGS_PUBLIC_URL": url, "TAGS_PUBLIC_CA_FILE": str(directory / "certificate.pem"),
             "TAGS_READINESS_TIMEOUT_S": "60", "TAGS_JOB_LEASE_S": "120", "TAGS_MIN_FREE_BYTES": "0",
-            "TAGS_MAX_INFLATED_BYTES": "1000000", "PACS_PASSWORD": "pacs-secret", "OMP_NUM_THREADS": "1",
+            "PACS_PASSWORD": "pacs-secret", "OMP_NUM_THREADS": "1",
         } | access_settings(directory)  # fmt: skip
         gateways = [
             Gateway(settings | {"TAGS_PORT": str(free_port())}, directory / f"gateway{number}.log")
             for number in range(2)
         ]
+        gateways[0].settings["TAGS_DIMSE_PORT"] = str(dimse_port)  # to which Orthanc reports storage commitment
         for gateway in gateways:
             gateway.start()
             everything.callback(gateway.stop)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from tests.system.stack import Stack, running_stack
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 SETTLE_S = 600
 SENDERS, RETRY_S = 3, 0.5
+PAUSE_S = 1.0  # of a sender between two series: the networks of two cores should keep up
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +70,18 @@ class Load:
 
     acknowledged: dict[str, str] = field(default_factory=dict)
     jobs: list[str] = field(default_factory=list)
+    series: int = 0
     retries: int = 0
     given_up: int = 0
 
-    def send(self, stack: Stack, phantoms: list[PhantomSeries]) -> None:
-        """Series by STOW-RS and a request that does not wait for each, every one again until it is answered well."""
+    def send(self, stack: Stack, directory: Path, stop: threading.Event) -> None:
+        """Series by STOW-RS, and a request that does not wait for each, until `stop`; every one again until it is
+        answered well."""
         with stack.client() as client:
-            for phantom in phantoms:
+            for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+                seed = f"{directory.name}-{number}"
+                phantom = write_ct_series(directory / str(number), shape_zyx=(6, 32, 32), study=seed, series=seed)
+                self.series += 1
                 answer = self._insist(lambda paths=list(phantom.paths): stored(client, paths))
                 if answer:
                     self.acknowledged |= {
@@ -92,6 +99,7 @@ class Load:
                 )
                 if asked:
                     self.jobs.append(asked.json()["id"])
+                time.sleep(PAUSE_S)
 
     def _insist(self, send) -> httpx.Response | None:
         deadline = time.monotonic() + SETTLE_S
@@ -150,25 +158,24 @@ def pacs_path(stack: Stack, directory: Path) -> None:
 
 
 def rolling_restart(stack: Stack, directory: Path) -> str:
-    load, threads = Load(), []
-    for number in range(SENDERS):
-        phantoms = [
-            write_ct_series(directory / f"{number}-{index}", shape_zyx=(6, 32, 32), study=f"{number}-{index}")
-            for index in range(4)
-        ]
-        threads.append(threading.Thread(target=load.send, args=(stack, phantoms)))
-    for thread in threads:
-        thread.start()
+    load, stop = Load(), threading.Event()
+    senders = [
+        threading.Thread(target=load.send, args=(stack, directory / f"sender{number}", stop))
+        for number in range(SENDERS)
+    ]
+    for sender in senders:
+        sender.start()
     for gateway in stack.gateways:
         time.sleep(2)
         gateway.stop()
         gateway.start()
         gateway.wait_until_ready()
-    for thread in threads:
-        thread.join(2 * SETTLE_S)
+    stop.set()
+    for sender in senders:
+        sender.join(2 * SETTLE_S)
     assert load.given_up == 0
-    assert len(load.acknowledged) == SENDERS * 4 * 6
-    assert len(load.jobs) == SENDERS * 4
+    assert len(load.acknowledged) == load.series * 6
+    assert len(load.jobs) == load.series
     ledger = open_ledger(stack.directory / "data", database_url=stack.database_url)
     try:
         held = ledger.series.instances(sop_instance_uids=sorted(load.acknowledged))
@@ -191,11 +198,11 @@ def rolling_restart(stack: Stack, directory: Path) -> str:
 def examined_green(stack: Stack, directory: Path) -> str:
     status, document = stack.doctor("--report", str(directory / "acceptance.pdf"))
     checks = {check["name"]: check for check in document["checks"]}
-    assert [check for check in document["checks"] if check["state"] == "red"] == []
+    assert {name: check["found"] for name, check in checks.items() if check["state"] == "red"} == {}
     assert status == 0
     for name in (
         "database", "object store", "bundle", "engine", "destination pacs: retrieve", "destination node: retrieve",
-        "service", "certificate", "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
+        "service", "certificate", "DICOM port", "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
     ):  # fmt: skip
         assert checks[name]["state"] == "green", checks.get(name)
     assert (directory / "acceptance.pdf").read_bytes().startswith(b"%PDF-")
