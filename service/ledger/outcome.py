@@ -14,7 +14,7 @@ from sqlalchemy import update
 from service.ledger.database import Database
 from service.ledger.jobs import Lease, NewJob, enqueue, fence, finish
 from service.ledger.objects import ObjectStore
-from service.ledger.receiving import Arrival, record
+from service.ledger.receiving import Arrival, check_kept, record
 from service.ledger.tables import series
 
 
@@ -33,6 +33,7 @@ def conclude(
     store.put([(result.staged, result.object_key) for result in results])
     with database.writing() as connection:
         fence(connection, lease)
+        check_kept(database, connection, results)
         record(database, connection, results)
         # Our own series are decided at birth: no rule may ever look at them.
         own = series.c.series_instance_uid.in_({result.facts.series_instance_uid for result in results})

@@ -189,13 +189,15 @@ def _series_of(arrivals: Sequence[Arrival]) -> set[str]:
     return {arrival.facts.series_instance_uid for arrival in arrivals}
 
 
-def record(database: Database, connection: Connection, arrivals: Sequence[Arrival]) -> list[Receipt]:
-    """Enter arrivals whose bytes are in the store. Inside the caller's transaction.
-
-    Raises: LedgerUnavailable: a series among them is being deleted.
-    """
+def check_kept(database: Database, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    """Raises: LedgerUnavailable: a series among them is being deleted."""
     if being_deleted(database, connection, sorted(_series_of(arrivals))):
         raise LedgerUnavailable(BEING_DELETED)
+
+
+def record(database: Database, connection: Connection, arrivals: Sequence[Arrival]) -> list[Receipt]:
+    """Enter arrivals whose bytes are in the store, of series that are not being deleted. Inside the caller's
+    transaction."""
     now = database.now(connection)
     _ensure_series(database, connection, arrivals, now)
     known = _known(connection, {arrival.facts.sop_instance_uid for arrival in arrivals})
