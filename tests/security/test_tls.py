@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import subprocess
@@ -32,10 +33,17 @@ from tests.pacs.live import LiveGateway, live_gateway
 from tests.pacs.orthanc import STORESCU, require_dcmtk
 from tests.phantoms import write_ct_series
 
-# pynetdicom leaves the socket of a failed handshake to the garbage collector.
+# pynetdicom leaves the socket of a failed handshake to the garbage collector, which `collected` calls at once, so that
+# no later test is blamed for it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 WAIT_S = 30
 SECRET = "canary-secret"  # noqa: S105  (what the test looks for)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @dataclass
@@ -191,11 +199,7 @@ def split_pem(both: Path, directory: Path) -> tuple[Path, Path]:
 
 
 def outgoing(path: Path) -> Outgoing:
-    facts = read_facts(path)
-    return Outgoing(
-        path, facts.sop_class_uid, facts.sop_instance_uid, facts.series_instance_uid, facts.study_instance_uid,
-        facts.transfer_syntax_uid,
-    )  # fmt: skip
+    return Outgoing.of(path, read_facts(path))
 
 
 @contextmanager
