@@ -94,7 +94,7 @@ def create_app(
         metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
         routing = ReloadingRouting(settings.routing_file)
         worker = (
-            new_worker(settings, ledger, routing, opened, metrics, log_stream, tracing.tracer)
+            new_worker(settings, ledger, routing, opened, metrics, audit, log_stream, tracing.tracer)
             if settings.worker
             else None
         )
@@ -191,11 +191,11 @@ def new_worker(
     routing: ReloadingRouting,
     engine: Engine,
     metrics: Metrics,
+    audit: AuditTrail,
     log_stream: TextIO | None = None,
     tracer: Tracer = OFF,
 ) -> Worker:
     """A worker on what is open already, for the gateway's process or for one of its own."""
-    audit = AuditTrail(settings, metrics.audit_failures.inc)
     log = WorkLog(log_stream)
     return Worker(ledger, routing, engine, settings, metrics=metrics, log=log, audit=audit, tracer=tracer)
 

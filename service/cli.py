@@ -30,6 +30,7 @@ from service import doctor_cli, key_cli, ledger_cli, rules_cli
 from service.access.keys import KeysInvalid
 from service.access.listening import ListeningRefused
 from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
+from service.audit.trail import AuditTrail
 from service.capabilities import capabilities
 from service.conformance import statement
 from service.errors import MalformedRequest, TagsError
@@ -46,7 +47,7 @@ from service.telemetry.quiet import silence_foreign_libraries
 from service.telemetry.request_log import describe_fault
 from service.telemetry.stages import Stages
 from service.telemetry.tracing import open_tracing
-from service.tls import TlsInvalid, server_context
+from service.tls import TlsInvalid, own_context
 from service.triton_install import TritonUnavailable
 from service.triton_server import Ports, run_triton
 
@@ -146,12 +147,7 @@ def tls_of(settings: Settings) -> Callable[..., ssl.SSLContext] | None:
     """What uvicorn calls for its context; None for plain HTTP. Raises: TlsInvalid, already here."""
     if settings.tls_certificate_file is None:
         return None
-    context = server_context(
-        settings.tls_certificate_file,
-        settings.tls_key_file,
-        key_password=settings.tls_key_password.get_secret_value(),
-        client_ca_file=settings.tls_client_ca_file,
-    )
+    context = own_context(settings, client_ca_file=settings.tls_client_ca_file)
     return lambda *_: context
 
 
@@ -172,7 +168,9 @@ async def run_worker(settings: Settings) -> None:
     routing = ReloadingRouting(settings.routing_file)
     metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
     close_metrics = metrics.serve(settings.host, settings.metrics_port) if settings.metrics_port else None
-    working = asyncio.create_task(new_worker(settings, ledger, routing, engine, metrics, tracer=tracing.tracer).run())
+    audit = AuditTrail(settings, metrics.audit_failures.inc)
+    worker = new_worker(settings, ledger, routing, engine, metrics, audit, tracer=tracing.tracer)
+    working = asyncio.create_task(worker.run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
@@ -181,6 +179,7 @@ async def run_worker(settings: Settings) -> None:
         if close_metrics:
             await asyncio.to_thread(close_metrics)
         ledger.close()
+        audit.close()
         await engine.close()
         await asyncio.to_thread(tracing.close)
 

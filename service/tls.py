@@ -11,6 +11,8 @@ import socket
 import ssl
 from pathlib import Path
 
+from service.settings import Settings
+
 SUITES_1_2 = "ECDHE+AESGCM"
 HANDSHAKE_AND_PDU_S = 60.0  # a peer that stops in the middle of either is given up
 
@@ -30,6 +32,15 @@ def server_context(
         _trust(context, client_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def own_context(settings: Settings, *, client_ca_file: Path | None) -> ssl.SSLContext:
+    """With the certificate that this service shows, on whichever port. Raises: TlsInvalid; the settings name one."""
+    assert settings.tls_certificate_file is not None
+    password = settings.tls_key_password.get_secret_value()
+    return server_context(
+        settings.tls_certificate_file, settings.tls_key_file, key_password=password, client_ca_file=client_ca_file
+    )
 
 
 def client_context(

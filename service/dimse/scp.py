@@ -36,7 +36,7 @@ from service.ledger.trails import Trail
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.work_log import WorkLog, WorkRecord
-from service.tls import AcceptedInThread, server_context
+from service.tls import AcceptedInThread, own_context
 
 # PS3.4 Table B.2-1
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xA900, 0xC000, 0x0110
@@ -46,9 +46,11 @@ IDLE_S = 120.0  # a modality that stops in mid-study frees its place
 
 @dataclass
 class _Received:
-    """What one association has brought: patients by study, and instances by study and SOP class."""
+    """What one association has brought: its log line, whose id goes with whatever follows from its images; for the
+    audit trail patients by study, and instances by study and SOP class."""
 
     sender: Participant
+    record: WorkRecord = field(default_factory=lambda: WorkRecord("", "association", 0, request_id=str(uuid4())))
     patients: dict[str, str] = field(default_factory=dict)
     counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
@@ -61,10 +63,9 @@ class Listener:
         _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future SOP classes too
         _config.ENFORCE_UID_CONFORMANCE = False
         silence()
-        self._settings, self._ledger, self._metrics, self._audit = settings, ledger, metrics, audit
-        self._received: dict[int, _Received] = {}  # by association, while it lasts
-        self._log = log
-        self._records: WeakKeyDictionary[Any, WorkRecord] = WeakKeyDictionary()  # by association
+        self._settings, self._ledger, self._metrics = settings, ledger, metrics
+        self._audit, self._log = audit, log
+        self._received: WeakKeyDictionary[Any, _Received] = WeakKeyDictionary()  # by association
         self._directory, self._numbers = ledger.staging.directory(), itertools.count()
         self._ae = AE(ae_title=settings.dimse_ae_title)
         self._ae.maximum_pdu_size = MAX_PDU_BYTES
@@ -100,20 +101,28 @@ class Listener:
     def _store(self, event: evt.Event) -> int:
         status, outcome = self._keep(event)
         self._metrics.instances.labels("cstore", outcome).inc()
-        counts = self._record_of(event).instances
+        counts = self._received_by(event).record.instances
         counts[outcome] = counts.get(outcome, 0) + 1
         return status
 
-    def _record_of(self, event: evt.Event) -> WorkRecord:
-        """The association's log line; its id goes with whatever follows from its images."""
-        return self._records.setdefault(event.assoc, WorkRecord("", "association", 0, request_id=str(uuid4())))
+    def _received_by(self, event: evt.Event) -> _Received:
+        if (received := self._received.get(event.assoc)) is None:
+            requestor = event.assoc.requestor
+            sender = Participant(requestor.ae_title, requestor=True, network=requestor.address)
+            received = self._received[event.assoc] = _Received(sender)
+        return received
 
     def _closed(self, event: evt.Event) -> None:
-        record = self._records.pop(event.assoc, None)
-        if record:
-            record.outcome = "closed"
-            self._log.write(record)
-        self._ended(event)
+        """Log and audit what an association that stored has brought. Nobody is left to be refused, so that a failure is
+        only counted."""
+        if (received := self._received.pop(event.assoc, None)) is None:
+            return
+        received.record.outcome = "closed"
+        self._log.write(received.record)
+        for uid, counts in received.counts.items():
+            study = Study(uid, received.patients[uid], dict(counts))
+            with suppress(AuditUnavailable):
+                self._audit.record(transferred(received.sender, self._audit.us, study, action="C"))
 
     def _keep(self, event: evt.Event) -> tuple[int, str]:
         """Returns: the status, and the outcome for the metrics."""
@@ -128,12 +137,14 @@ class Listener:
             if facts.sop_instance_uid != getattr(event.request, "AffectedSOPInstanceUID", None):
                 return MISMATCH, "refused"
             requestor = event.assoc.requestor
-            self._audit_first(event, facts)
-            trail = Trail(self._record_of(event).request_id)
+            received = self._received_by(event)
+            self._audit_first(received, facts)
+            trail = Trail(received.record.request_id)
             called_ae = self._settings.dimse_ae_title
             origin = Origin("cstore", calling_ae=requestor.ae_title, called_ae=called_ae, trail=trail)
             (receipt,) = self._ledger.receiver.receive([Arrival(staged, facts, origin)])
-            self._count(event, facts)
+            if self._audit.enabled:
+                received.counts[facts.study_instance_uid][facts.sop_class_uid] += 1
         except NotDicom:
             return CANNOT_UNDERSTAND, "refused"
         except (StorageFull, LedgerUnavailable, AuditUnavailable, OSError):
@@ -142,33 +153,14 @@ class Listener:
             staged.unlink(missing_ok=True)
         return SUCCESS, "duplicate" if receipt.duplicate else "stored"
 
-    def _audit_first(self, event: evt.Event, facts: Facts) -> None:
+    def _audit_first(self, received: _Received, facts: Facts) -> None:
         """The first instance of a study on an association is told before it is kept. Raises: AuditUnavailable."""
-        if not self._audit.enabled:
-            return
-        requestor = event.assoc.requestor
-        received = self._received.setdefault(
-            id(event.assoc), _Received(Participant(requestor.ae_title, requestor=True, network=requestor.address))
-        )
-        if facts.study_instance_uid in received.patients:
+        if not self._audit.enabled or facts.study_instance_uid in received.patients:
             return
         (patient_id,) = facts.series_text("PatientID") if facts.series_json else ("",)
         patient_id = patient_id or self._ledger.series.patient_id(facts.study_instance_uid)
         self._audit.record(beginning(received.sender, self._audit.us, Study(facts.study_instance_uid, patient_id)))
         received.patients[facts.study_instance_uid] = patient_id
-
-    def _count(self, event: evt.Event, facts: Facts) -> None:
-        if received := self._received.get(id(event.assoc)):
-            received.counts[facts.study_instance_uid][facts.sop_class_uid] += 1
-
-    def _ended(self, event: evt.Event) -> None:
-        """What an association brought, once it is over; nobody is left to be refused, so a failure is only counted."""
-        if (received := self._received.pop(id(event.assoc), None)) is None:
-            return
-        for uid, counts in received.counts.items():
-            study = Study(uid, received.patients[uid], dict(counts))
-            with suppress(AuditUnavailable):
-                self._audit.record(transferred(received.sender, self._audit.us, study, action="C"))
 
     def _report(self, event: evt.Event) -> tuple[int, None]:
         """A destination's answer to a storage commitment, which another process may have asked for."""
@@ -184,12 +176,7 @@ def dimse_context(settings: Settings) -> ssl.SSLContext | None:
     """TLS as the settings ask for it; None for plain DIMSE. Raises: TlsInvalid."""
     if not settings.dimse_tls or settings.tls_certificate_file is None:
         return None
-    return server_context(
-        settings.tls_certificate_file,
-        settings.tls_key_file,
-        key_password=settings.tls_key_password.get_secret_value(),
-        client_ca_file=settings.dimse_tls_client_ca_file,
-    )
+    return own_context(settings, client_ca_file=settings.dimse_tls_client_ca_file)
 
 
 @cache

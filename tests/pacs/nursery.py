@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app, ledger_of, new_worker
+from service.audit.trail import AuditTrail
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dimse.scp import storage_contexts
 from service.domain.mask import Mask
@@ -58,7 +59,8 @@ def worker(settings_json: str) -> None:
     async def run() -> None:
         ledger, routing = ledger_of(settings), ReloadingRouting(settings.routing_file)
         log = (settings.data_dir / "work.log").open("a", buffering=1)
-        await new_worker(settings, ledger, routing, FakeEngine(TINY_BUNDLE), Metrics(), log).run()
+        audit = AuditTrail(settings, lambda: None)
+        await new_worker(settings, ledger, routing, FakeEngine(TINY_BUNDLE), Metrics(), audit, log).run()
 
     asyncio.run(run())
 
