@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import ssl
 import tempfile
 import time
 import zipfile
@@ -36,6 +35,7 @@ from service.settings import Settings
 from service.telemetry.metrics import WatchdogMetrics
 from service.telemetry.request_log import describe_fault
 from service.telemetry.work_log import WorkLog, WorkRecord
+from service.tls import client_context
 
 IDENTITY = Identity("TAGS^Watchdog", "TAGS-WATCHDOG", "tags watchdog")
 POLL_S = 0.5
@@ -93,20 +93,24 @@ def traveller_of(files: Sequence[Path], prompts: dict[str, Any], tumour: np.ndar
 
 def own_url(settings: Settings) -> str:
     """Where senders reach this service: TAGS_PUBLIC_URL, else its own address."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104  # nosec B104: compared, not bound
-    scheme = "https" if getattr(settings, "tls_certificate_file", None) else "http"
-    return settings.public_url or f"{scheme}://{host}:{settings.port}"
+    scheme = "https" if settings.tls_certificate_file else "http"
+    return settings.public_url or f"{scheme}://{own_host(settings)}:{settings.port}"
+
+
+def own_host(settings: Settings) -> str:
+    """Where this machine reaches what listens on TAGS_HOST."""
+    everywhere = settings.host in ("0.0.0.0", "::", "")  # noqa: S104  # nosec B104
+    return "127.0.0.1" if everywhere else settings.host
 
 
 def own_client(settings: Settings) -> httpx.AsyncClient:
     """A client of this service, as a sender would have it, with TAGS_PROBE_KEY for its caller."""
     key = settings.probe_key.get_secret_value()
-    authority = str(settings.public_ca_file) if settings.public_ca_file else None
     return httpx.AsyncClient(
         base_url=own_url(settings),
         timeout=HTTP_S,
         headers={"Authorization": f"Bearer {key}"} if key else {},
-        verify=ssl.create_default_context(cafile=authority) if authority else True,
+        verify=client_context(ca_file=settings.public_ca_file),
         trust_env=False,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -59,11 +59,9 @@ async def audit_received(request: Request, gateway: Gateway, stored: Sequence[Fa
     """STOW-RS. Raises: AuditUnavailable."""
     if not gateway.audit.enabled:
         return
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for facts in stored:
-        (patient_id,) = facts.series_text("PatientID")
-        counts[(facts.study_instance_uid, patient_id)][facts.sop_class_uid] += 1
-    studies = [Study(uid, patient_id, dict(classes)) for (uid, patient_id), classes in counts.items()]
+    studies = _studies(
+        (facts.study_instance_uid, facts.series_text("PatientID")[0], facts.sop_class_uid) for facts in stored
+    )
     sender, us = asking(request), gateway.audit.us
     await audit(gateway, *(transferred(sender, us, study, action="C") for study in studies))
 
@@ -72,12 +70,19 @@ async def audit_given(request: Request, gateway: Gateway, held: Sequence[Instanc
     """WADO-RS. Raises: AuditUnavailable."""
     if not gateway.audit.enabled:
         return
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for item in held:
-        patient_id = attribute_text(item.series_attributes.get(PATIENT_ID, {}))
-        counts[(item.study_instance_uid, patient_id)][item.sop_class_uid] += 1
-    studies = [Study(uid, patient_id, dict(classes)) for (uid, patient_id), classes in counts.items()]
+    studies = _studies(
+        (item.study_instance_uid, attribute_text(item.series_attributes.get(PATIENT_ID, {})), item.sop_class_uid)
+        for item in held
+    )
     await audit(gateway, *(transferred(gateway.audit.us, asking(request), study) for study in studies))
+
+
+def _studies(objects: Iterable[tuple[str, str, str]]) -> list[Study]:
+    """Args: objects: StudyInstanceUID, PatientID and SOPClassUID of each."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for study_instance_uid, patient_id, sop_class_uid in objects:
+        counts[(study_instance_uid, patient_id)][sop_class_uid] += 1
+    return [Study(uid, patient_id, dict(classes)) for (uid, patient_id), classes in counts.items()]
 
 
 async def audit_query(request: Request, gateway: Gateway) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import httpx
@@ -27,6 +27,21 @@ DICOM_JSON = "application/dicom+json"
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # of a JSON answer
 
 
+class Identified(Protocol):
+    """What is known of an object, by its file's facts or by the ledger."""
+
+    @property
+    def sop_class_uid(self) -> str: ...
+    @property
+    def sop_instance_uid(self) -> str: ...
+    @property
+    def series_instance_uid(self) -> str: ...
+    @property
+    def study_instance_uid(self) -> str: ...
+    @property
+    def transfer_syntax_uid(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Outgoing:
     """One object to send."""
@@ -37,6 +52,18 @@ class Outgoing:
     series_instance_uid: str
     study_instance_uid: str
     transfer_syntax_uid: str
+
+    @classmethod
+    def of(cls, path: Path, known: Identified) -> Outgoing:
+        """The file of an object whose UIDs are known already."""
+        return cls(
+            path=path,
+            sop_class_uid=known.sop_class_uid,
+            sop_instance_uid=known.sop_instance_uid,
+            series_instance_uid=known.series_instance_uid,
+            study_instance_uid=known.study_instance_uid,
+            transfer_syntax_uid=known.transfer_syntax_uid,
+        )
 
 
 class DicomwebClient:

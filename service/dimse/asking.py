@@ -15,7 +15,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from service.delivery.failure import DeliveryFailed
 from service.dicomweb.client import Outgoing
-from service.dimse.scu import _associated, _entity
+from service.dimse.scu import associated, entity
 from service.rules.document import DimsePeer
 
 SUCCESS = 0x0000
@@ -24,9 +24,9 @@ PENDING = (0xFF00, 0xFF01)  # PS3.4 Table C.4-1
 
 def echo(peer: DimsePeer, calling_ae_title: str) -> None:
     """Raises: DeliveryFailed."""
-    ae = _entity(peer, calling_ae_title)
+    ae = entity(peer, calling_ae_title)
     ae.add_requested_context(Verification)
-    with _associated(ae, peer) as association:
+    with associated(ae, peer) as association:
         status = association.send_c_echo()
     if not status or status.Status != SUCCESS:
         raise DeliveryFailed("destination-refused", "C-ECHO was not answered with success")
@@ -34,9 +34,9 @@ def echo(peer: DimsePeer, calling_ae_title: str) -> None:
 
 def is_found(peer: DimsePeer, calling_ae_title: str, item: Outgoing) -> bool:
     """Whether C-FIND lists the object. Raises: DeliveryFailed: the node does not offer the query, or fails."""
-    ae = _entity(peer, calling_ae_title)
+    ae = entity(peer, calling_ae_title)
     ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-    with _associated(ae, peer) as association:
+    with associated(ae, peer) as association:
         answers = list(association.send_c_find(_wanted(item), StudyRootQueryRetrieveInformationModelFind))
     if not answers or not answers[-1][0] or answers[-1][0].Status != SUCCESS:
         raise DeliveryFailed("destination-refused", "C-FIND did not end with success")
@@ -46,7 +46,7 @@ def is_found(peer: DimsePeer, calling_ae_title: str, item: Outgoing) -> bool:
 
 def fetched(peer: DimsePeer, calling_ae_title: str, item: Outgoing) -> Dataset | None:
     """The object by C-GET, None where the node sends none. Raises: DeliveryFailed: C-GET is not offered, or fails."""
-    ae = _entity(peer, calling_ae_title)
+    ae = entity(peer, calling_ae_title)
     ae.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
     ae.add_requested_context(item.sop_class_uid, item.transfer_syntax_uid)
     received: list[Dataset] = []
@@ -56,7 +56,7 @@ def fetched(peer: DimsePeer, calling_ae_title: str, item: Outgoing) -> Dataset |
         return SUCCESS
 
     role = build_role(item.sop_class_uid, scp_role=True)
-    with _associated(ae, peer, [(evt.EVT_C_STORE, keep)], [role]) as association:
+    with associated(ae, peer, [(evt.EVT_C_STORE, keep)], [role]) as association:
         answers = list(association.send_c_get(_wanted(item), StudyRootQueryRetrieveInformationModelGet))
     if not answers or not answers[-1][0] or answers[-1][0].Status != SUCCESS:
         raise DeliveryFailed("destination-refused", "C-GET did not end with success")

@@ -37,10 +37,10 @@ class Commitment:
 
 def store(peer: DimsePeer, calling_ae_title: str, objects: Sequence[Outgoing]) -> None:
     """Raises: DeliveryFailed; some may have been stored all the same."""
-    ae = _entity(peer, calling_ae_title)
+    ae = entity(peer, calling_ae_title)
     for sop_class, transfer_syntax in sorted({(item.sop_class_uid, item.transfer_syntax_uid) for item in objects}):
         ae.add_requested_context(sop_class, transfer_syntax)
-    with _associated(ae, peer) as association:
+    with associated(ae, peer) as association:
         for item in objects:
             _store_one(association, item)
 
@@ -58,7 +58,7 @@ def request_commitment(
 
     Raises: DeliveryFailed: the node does not offer commitment, or refuses.
     """
-    ae = _entity(peer, calling_ae_title)
+    ae = entity(peer, calling_ae_title)
     ae.add_requested_context(StorageCommitmentPushModel)
 
     def reported(event: evt.Event) -> tuple[int, None]:
@@ -66,7 +66,7 @@ def request_commitment(
         return 0x0000, None
 
     role = build_role(StorageCommitmentPushModel, scu_role=True, scp_role=True)
-    with _associated(ae, peer, [(evt.EVT_N_EVENT_REPORT, reported)], [role]) as association:
+    with associated(ae, peer, [(evt.EVT_N_EVENT_REPORT, reported)], [role]) as association:
         request = commitment_request(objects, transaction_uid)
         status, _ = association.send_n_action(
             request, REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -104,14 +104,14 @@ def read_report(event: evt.Event) -> Commitment:
     return Commitment(str(report.get("TransactionUID", "")), tuple(failed))
 
 
-def _entity(peer: DimsePeer, calling_ae_title: str) -> AE:
+def entity(peer: DimsePeer, calling_ae_title: str) -> AE:
     ae = AE(ae_title=calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_s
     return ae
 
 
 @contextmanager
-def _associated(ae: AE, peer: DimsePeer, handlers: Any = (), roles: Any = ()) -> Iterator[Association]:
+def associated(ae: AE, peer: DimsePeer, handlers: Any = (), roles: Any = ()) -> Iterator[Association]:
     try:
         tls = (peer.tls.context(), peer.host) if peer.tls else None
     except TlsInvalid as error:

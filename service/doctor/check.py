@@ -12,6 +12,7 @@ import anyio
 from service.delivery.failure import DeliveryFailed
 from service.errors import TagsError
 from service.telemetry.request_log import describe_fault
+from service.tls import TlsInvalid
 
 State = Literal["green", "amber", "red", "skipped"]
 LONGEST_S = 120.0  # of one examination; the phantom's journey has a limit of its own
@@ -45,6 +46,8 @@ async def examined(name: str, examination: Examination, *, fix: str, limit_s: fl
         checks = [Check(name, "red", f"no answer within {limit_s:g} s", fix)]
     except (TagsError, DeliveryFailed) as error:
         checks = [Check(name, "red", error.detail, fix)]
+    except TlsInvalid as error:
+        checks = [Check(name, "red", str(error), fix)]
     except OSError as error:
         checks = [Check(name, "red", error.strerror or type(error).__name__, fix)]
     except Exception as error:

@@ -7,7 +7,6 @@ Body limits are asked for without a body: a proxy refuses by Content-Length alon
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import ssl
 import time
 from pathlib import Path
@@ -17,9 +16,12 @@ from uuid import uuid4
 import httpx
 from anyio import to_thread
 
+from service.access.listening import is_loopback
 from service.doctor.check import Check, State
+from service.doctor.machine import clock_offset_s
 from service.ledger.ledger import Ledger
 from service.settings import Settings
+from service.tls import client_context
 from service.watchdog import JourneyFailed, new_traveller, own_client, own_url, travel
 
 WAIT_S = 5.0  # a proxy that waits for the body has not refused its length
@@ -57,8 +59,8 @@ async def check_reach(settings: Settings) -> tuple[list[Check], dict[str, float]
             if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
                 return [Check("certificate", "red", "it is not trusted, or not for this host", FIX_CERTIFICATE)], {}
             return [Check("service", "red", f"{where} cannot be reached: {type(error).__name__}", FIX_REACH)], {}
-    dated = live.headers.get("date")
-    offset_s = {"service": email.utils.parsedate_to_datetime(dated).timestamp() - time.time()} if dated else {}
+    ahead_s = clock_offset_s(live)
+    offset_s = {} if ahead_s is None else {"service": ahead_s}
     if live.status_code != httpx.codes.OK:
         return [
             Check("service", "red", f"{where} answers {live.status_code}, not as this service", FIX_REACH)
@@ -72,7 +74,7 @@ async def check_certificate(settings: Settings) -> list[Check]:
     """Raises: OSError: no connection, or no trust."""
     parts = urlsplit(own_url(settings))
     if parts.scheme != "https":
-        if parts.hostname in ("127.0.0.1", "localhost", "::1"):
+        if is_loopback(parts.hostname or ""):
             return [Check("certificate", "skipped", "plain HTTP on this machine only")]
         fix = "Put TLS before the service, and say https in TAGS_PUBLIC_URL: images of patients travel in the clear."
         return [Check("certificate", "red", "plain HTTP across the network", fix)]
@@ -91,7 +93,7 @@ async def check_certificate(settings: Settings) -> list[Check]:
 
 def check_certificate_file(settings: Settings) -> list[Check]:
     """The certificate that this service itself shows, where it does. Raises: OSError."""
-    path: Path | None = getattr(settings, "tls_certificate_file", None)
+    path = settings.tls_certificate_file
     if path is None:
         return [Check("certificate file", "skipped", "TLS is for what stands before the service")]
     from cryptography.x509 import load_pem_x509_certificates
@@ -108,16 +110,15 @@ def check_certificate_file(settings: Settings) -> list[Check]:
 
 async def check_access(settings: Settings) -> list[Check]:
     """Whether strangers are kept out, and our own key is let in. Raises: httpx.HTTPError."""
-    issuer, keys_file = getattr(settings, "oidc_issuer", ""), getattr(settings, "api_keys_file", None)
-    checks = await _issuer(issuer, getattr(settings, "oidc_ca_file", None)) if issuer else []
+    checks = await _issuer(settings.oidc_issuer, settings.oidc_ca_file) if settings.oidc_issuer else []
     async with own_client(settings) as client:
         stranger = await client.get("/jobs", headers={"Authorization": ""})
         known = await client.get("/jobs", params={"limit": "1"})
     if stranger.status_code in (401, 403):
         checks.append(Check("access: strangers", "green", f"they are refused with {stranger.status_code}"))
-    elif issuer or keys_file:
+    elif settings.oidc_issuer or settings.api_keys_file:
         checks.append(Check("access: strangers", "red", "they are let in, though tokens are set up", FIX_OPEN))
-    elif urlsplit(own_url(settings)).hostname in ("127.0.0.1", "localhost", "::1"):
+    elif is_loopback(urlsplit(own_url(settings)).hostname or ""):
         checks.append(Check("access: strangers", "skipped", "no tokens are set up; only this machine reaches it"))
     else:
         checks.append(Check("access: strangers", "red", "anyone is let in", FIX_OPEN))
@@ -128,11 +129,12 @@ async def check_access(settings: Settings) -> list[Check]:
     return checks
 
 
-async def _issuer(issuer: str, ca_file: object) -> list[Check]:
-    verify = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+async def _issuer(issuer: str, ca_file: Path | None) -> list[Check]:
     address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
     try:
-        async with httpx.AsyncClient(verify=verify, timeout=CONNECT_S, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            verify=client_context(ca_file=ca_file), timeout=CONNECT_S, trust_env=False
+        ) as client:
             response = await client.get(address)
         if response.status_code == httpx.codes.OK and response.json().get("issuer") == issuer:
             return [Check("access: issuer", "green", "its discovery document names it")]
@@ -191,10 +193,7 @@ async def _status_for_length(settings: Settings, path: str, length: int) -> tupl
 
 
 async def _connected(parts: SplitResult, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    context = None
-    if parts.scheme == "https":
-        authority = str(settings.public_ca_file) if settings.public_ca_file else None
-        context = ssl.create_default_context(cafile=authority)
+    context = client_context(ca_file=settings.public_ca_file) if parts.scheme == "https" else None
     port = parts.port or (443 if context else 80)
     async with asyncio.timeout(CONNECT_S):
         return await asyncio.open_connection(parts.hostname, port, ssl=context, limit=MOST_HEAD_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import os
 import shutil
 import tempfile
@@ -9,11 +10,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
+
 from service.doctor.check import Check, State
 from service.rules.document import DicomwebPeer, Routing, RoutingInvalid, read_routing
-from service.settings import Settings
+from service.settings import GIB, Settings
 
-GIB = 1024**3
 OFF_S, FAR_OFF_S = 5.0, 60.0  # tokens are refused beyond a minute; DICOM times should not differ by seconds
 BUILT_AT = 1_764_000_000.0  # November 2025: a clock before it was never set
 
@@ -81,6 +83,12 @@ def _disk(name: str, directory: Path, setting: str, least_bytes: int, enough_byt
         fix = f"Add space for {setting} soon: {enough_bytes / GIB:.1f} GiB would do."
         return Check(name, "amber", found, fix)
     return Check(name, "green", found)
+
+
+def clock_offset_s(response: httpx.Response) -> float | None:
+    """Seconds by which the clock of whoever answered is ahead of ours; None where the answer has no date."""
+    dated = response.headers.get("date")
+    return email.utils.parsedate_to_datetime(dated).timestamp() - time.time() if dated else None
 
 
 def check_clock(offsets_s: Mapping[str, float], now: float | None = None) -> list[Check]:

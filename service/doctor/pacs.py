@@ -6,9 +6,7 @@ runs an archive holds one object of ours; its name keeps it from every rule (qua
 
 from __future__ import annotations
 
-import email.utils
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +20,12 @@ from service.dicom.phantom import Identity, write_one_image
 from service.dicomweb.client import DicomwebClient, Outgoing
 from service.dimse import asking
 from service.doctor.check import Check
+from service.doctor.machine import clock_offset_s
 from service.errors import SourceUnavailable
 from service.ledger.commitments import Commitments
 from service.rules.document import Destination, DicomwebPeer, DimsePeer, Routing
 from service.settings import Settings
+from service.watchdog import own_host
 
 IDENTITY = Identity("TAGS^Doctor^Phantom", "TAGS-DOCTOR", "tags doctor")
 MAX_BYTES = 16 * 1024**2
@@ -70,10 +70,9 @@ def check_listener(settings: Settings) -> list[Check]:
     """Our own DICOM port, asked as a sender would."""
     if settings.dimse_port is None:
         return [Check("DICOM port", "skipped", "TAGS_DIMSE_PORT is not set")]
-    if getattr(settings, "dimse_tls", False):
+    if settings.dimse_tls:
         return [Check("DICOM port", "skipped", "it speaks TLS, for which this would need a sender's certificate")]
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104  # nosec B104: compared, not bound
-    peer = DimsePeer(host=host, port=settings.dimse_port, ae_title=settings.dimse_ae_title, timeout_s=10)
+    peer = DimsePeer(host=own_host(settings), port=settings.dimse_port, ae_title=settings.dimse_ae_title, timeout_s=10)
     caller = settings.dimse_calling_ae_titles.partition(",")[0].strip() or settings.dimse_ae_title
     try:
         asking.echo(peer, caller)
@@ -116,8 +115,8 @@ def _web(name: str, peer: DicomwebPeer, offsets_s: dict[str, float]) -> Check:
             response = client.asked()
     except DeliveryFailed as error:
         return Check(name, "red", error.detail, FIX_WEB)
-    if dated := response.headers.get("date"):
-        offsets_s[name.rpartition(":")[0]] = email.utils.parsedate_to_datetime(dated).timestamp() - time.time()
+    if (offset_s := clock_offset_s(response)) is not None:
+        offsets_s[name.rpartition(":")[0]] = offset_s
     if response.status_code in (401, 403):
         return Check(name, "red", f"QIDO-RS was answered with {response.status_code}", FIX_ACCESS)
     if response.status_code not in (200, 204):
@@ -203,12 +202,4 @@ def _compared(name: str, datasets: list[Dataset], item: Outgoing, how: str) -> C
 
 def _phantom(directory: Path) -> Outgoing:
     path = write_one_image(directory, IDENTITY)
-    facts = read_facts(path)
-    return Outgoing(
-        path=path,
-        sop_class_uid=facts.sop_class_uid,
-        sop_instance_uid=facts.sop_instance_uid,
-        series_instance_uid=facts.series_instance_uid,
-        study_instance_uid=facts.study_instance_uid,
-        transfer_syntax_uid=facts.transfer_syntax_uid,
-    )
+    return Outgoing.of(path, read_facts(path))

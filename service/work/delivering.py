@@ -37,17 +37,7 @@ class Deliverer:
         directory = self.ledger.staging.directory()
         try:
             paths = self.ledger.store.fetch([item.object_key for item in held], directory)
-            objects = [
-                Outgoing(
-                    path=path,
-                    sop_class_uid=item.sop_class_uid,
-                    sop_instance_uid=item.sop_instance_uid,
-                    series_instance_uid=item.series_instance_uid,
-                    study_instance_uid=item.study_instance_uid,
-                    transfer_syntax_uid=item.transfer_syntax_uid,
-                )
-                for item, path in zip(held, paths, strict=True)
-            ]
+            objects = [Outgoing.of(path, item) for item, path in zip(held, paths, strict=True)]
             self.audit_delivery(beginning, plan.destination, destination, lease.study_instance_uid, held)
             proof = deliver(
                 destination,
