@@ -48,7 +48,8 @@ MAX_RECONNECT_MS = 1000  # gRPC's default of two minutes would outlast every res
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_KEEPALIVE_MS = 20_000
 # An inference changes nothing, so that a call which a stopping server refused or broke off may be sent again: to
-# another replica where there is one, twice within a second. The throttle ends that when half of all calls fail.
+# another replica where there is one, twice within a second. A stopping server is gone for some calls, and for others,
+# whose models it has unloaded, still there: they are NOT_FOUND. The throttle ends that when half of all calls fail.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -59,7 +60,7 @@ SERVICE_CONFIG = {
                 "initialBackoff": "0.25s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],
             },
         }
     ],

@@ -60,6 +60,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Live
     file = tmp_path / "routing.yaml"
     file.write_text("{}")
     monkeypatch.setenv("PACS_PASSWORD", "pacs-secret")
+    monkeypatch.delenv("TAGS_REQUIRE_ALL", raising=False)  # of the tests' own, and no setting
     with (
         live_gateway(tmp_path / "data", FakeEngine(), routing_file=file) as gateway,
         running_orthanc(tmp_path / "orthanc", tags_url=gateway.url, tags_dimse_port=gateway.dimse_port) as orthanc,
