@@ -72,8 +72,8 @@ def create_app(
         )
         ledger = await to_thread.run_sync(ledger_of, settings)
         metrics.register(LedgerMetrics(ledger))
-        routing = ReloadingRouting(settings.routing_file)
-        worker = new_worker(settings, ledger, routing, opened, metrics, log_stream) if settings.worker else None
+        routing = routing_of(settings)
+        worker = new_worker(settings, ledger, routing, engines, metrics, log_stream) if settings.worker else None
         receiving = Places(settings.max_receiving)
         app.state.gateway = Gateway(
             settings, opened, admission, readiness, metrics, log, ledger, routing, receiving, worker, tuple(further)
@@ -131,12 +131,18 @@ def new_worker(
     settings: Settings,
     ledger: Ledger,
     routing: ReloadingRouting,
-    engine: Engine,
+    engines: Sequence[Engine],
     metrics: Metrics,
     log_stream: TextIO | None = None,
 ) -> Worker:
-    """A worker on what is open already, for the gateway's process or for one of its own."""
-    return Worker(ledger, routing, engine, settings, metrics=metrics, log=WorkLog(log_stream))
+    """A worker on what is open already, for the gateway's process or for one of its own. Args: engines: the default
+    bundle's first."""
+    return Worker(ledger, routing, engines, settings, metrics=metrics, log=WorkLog(log_stream))
+
+
+def routing_of(settings: Settings) -> ReloadingRouting:
+    """Raises: RoutingInvalid."""
+    return ReloadingRouting(settings.routing_file, settings.profiles_dir)
 
 
 def dimse_listener(settings: Settings, ledger: Ledger, metrics: Metrics) -> Listener | None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
 from service import ledger_cli, rules_cli
-from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
+from service.app import create_app, ledger_of, new_worker, open_bundle, open_engines, routing_of
 from service.capabilities import capabilities
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
@@ -33,7 +33,6 @@ from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument, read_prompt_document
 from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summary
 from service.rules.document import RoutingInvalid
-from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
@@ -132,17 +131,16 @@ def worker() -> None:
 
 async def run_worker(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, which give the jobs at hand back."""
-    engine, ledger = open_engine(settings), ledger_of(settings)
-    working = asyncio.create_task(
-        new_worker(settings, ledger, ReloadingRouting(settings.routing_file), engine, Metrics()).run()
-    )
+    engines, ledger = open_engines(settings), ledger_of(settings)
+    working = asyncio.create_task(new_worker(settings, ledger, routing_of(settings), engines, Metrics()).run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
     try:
         await asyncio.gather(working, return_exceptions=True)
     finally:
         ledger.close()
-        await engine.close()
+        for engine in engines:
+            await engine.close()
 
 
 @app.command("capabilities")

@@ -44,7 +44,7 @@ class Worker:
         self,
         ledger: Ledger,
         routing: ReloadingRouting,
-        engine: Engine,
+        engines: Sequence[Engine],
         settings: Settings,
         *,
         metrics: Metrics,
@@ -52,7 +52,7 @@ class Worker:
     ) -> None:
         self._ledger, self._routing, self._settings = ledger, routing, settings
         self._metrics, self._log = metrics, log
-        self._segmenter = Segmenter(ledger, engine, settings)
+        self._segmenter = Segmenter(ledger, tuple(engines), settings)
         self._deliverer = Deliverer(ledger, settings.dimse_ae_title)
         self._decider = Decider(
             ledger, lambda reason: metrics.decisions.labels(reason).inc(), max_attempts=settings.job_attempts

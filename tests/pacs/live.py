@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class LiveGateway:
     def dicomweb(self) -> str:
         return f"{self.url}/dicom-web"
 
-    def wait_for(self, what: str, condition: Any, seconds: float = 60) -> Any:
+    def wait_for(self, what: str, condition: Any, seconds: float = 240) -> Any:
         """The first true answer of `condition`. Fails with `what` when there is none in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -58,11 +58,14 @@ class LiveGateway:
 
 
 @contextmanager
-def live_gateway(data_dir: Path, engine: Any = None, **settings: Any) -> Iterator[LiveGateway]:
+def live_gateway(
+    data_dir: Path, engine: Any = None, others: Sequence[Any] = (), **settings: Any
+) -> Iterator[LiveGateway]:
     port, log = free_port(), io.StringIO()
     dimse_port = free_port()
     chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
-    app = create_app(Settings(data_dir=data_dir, **chosen), engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log)
+    default = engine or FakeEngine(FAKE_BUNDLE)
+    app = create_app(Settings(data_dir=data_dir, **chosen), engine=default, others=others, log_stream=log)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -21,13 +21,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app, ledger_of, new_worker
+from service.app import create_app, ledger_of, new_worker, routing_of
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dimse.scp import storage_contexts
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
 from service.results import render
-from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
@@ -56,9 +55,9 @@ def worker(settings_json: str) -> None:
     settings = read_settings(settings_json)
 
     async def run() -> None:
-        ledger, routing = ledger_of(settings), ReloadingRouting(settings.routing_file)
+        ledger, routing = ledger_of(settings), routing_of(settings)
         log = (settings.data_dir / "work.log").open("a", buffering=1)
-        await new_worker(settings, ledger, routing, FakeEngine(TINY_BUNDLE), Metrics(), log).run()
+        await new_worker(settings, ledger, routing, [FakeEngine(TINY_BUNDLE)], Metrics(), log).run()
 
     asyncio.run(run())
 

@@ -125,6 +125,7 @@ WRONG = {
         "destinations": PACS,
         "rules": [{"name": "a", "match": {}, "prompts": {"text": "t"}, "outputs": ["nifti"], "destinations": ["pacs"]}],
     },
+    "a profile that is not there": {"destinations": {"pacs": PACS["pacs"] | {"profile": "secret"}}},
     "two ways to one destination": {
         "destinations": {"pacs": PACS["pacs"] | {"dimse": {"host": "h", "port": 1, "ae_title": "A"}}}
     },
