@@ -59,8 +59,9 @@ class Settings(BaseSettings):
     share; SQLite in TAGS_DATA_DIR by default."""
 
     object_store_url: str = ""
-    """Where received and made objects are kept, as fsspec names places, such as `s3://bucket/tags`; a folder in
-    TAGS_DATA_DIR by default."""
+    """Where received and made objects are kept, as fsspec names places, such as `s3://bucket/tags` (extra `s3`; address
+    and keys by AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and the other variables of S3 clients); a folder in TAGS_DATA_DIR
+    by default."""
 
     routing_file: Path | None = None
     """YAML file with sources, destinations and rules; read again whenever it changes. Without one, nothing that is

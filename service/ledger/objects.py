@@ -12,10 +12,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from fsspec import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -23,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from service.errors import LedgerUnavailable, StorageFull
 from service.ledger.database import is_disk_full
 
+T = TypeVar("T")
 SYNCING_THREADS = 8
 STALE_STAGING_S = 24 * 3600.0  # no request or job lasts a day
 
@@ -30,10 +32,10 @@ STALE_STAGING_S = 24 * 3600.0  # no request or job lasts a day
 class ObjectStore(Protocol):
     """Where bytes are kept. Threads may share it."""
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
         """Move files to their keys, durably; a key that is there already has the same bytes.
 
-        Raises: StorageFull, LedgerUnavailable.
+        Args: is_synced: the files' content is on the disk already. Raises: StorageFull, LedgerUnavailable.
         """
         ...
 
@@ -64,24 +66,24 @@ def open_store(url: str) -> ObjectStore:
 
 
 class FolderStore:
-    """A folder of this machine, or a shared one. A file is renamed into place, then it and its folder are synced; until
-    then no row names it, so a half-written one is never read."""
+    """A folder of this machine, or a shared one. A file is renamed into place, then it and its folder are synced, the
+    folder once for all that is put at once; until then no row names it, so a half-written one is never read."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
         folders: set[Path] = set()
         try:
             for folder in {(self._root / key).parent for _, key in staged}:
                 folders |= _made(folder, self._root)
             places = [(source, self._root / key) for source, key in staged]
-            if len(places) == 1:
-                _place(*places[0])
+            if is_synced:
+                for source, target in places:
+                    _move(source, target)
             else:  # side by side, so that the disk's journal is written once for several
-                with ThreadPoolExecutor(SYNCING_THREADS) as pool:
-                    list(pool.map(lambda place: _place(*place), places))
+                _side_by_side(lambda place: _place(*place), places)
             for folder in folders:
                 _sync(folder)
         except OSError as error:
@@ -104,48 +106,52 @@ class FolderStore:
 
 
 class RemoteStore:
-    """Any file system of fsspec. An object store's own upload is atomic and durable when it returns."""
+    """Any file system of fsspec. An object store's own upload is atomic and durable when it returns: a killed one
+    leaves nothing under its key."""
 
     def __init__(self, filesystem: Any, prefix: str) -> None:
         self._filesystem, self._prefix = filesystem, prefix
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
-        try:
-            for source, key in staged:
-                self._filesystem.put_file(str(source), self._path(key))
-                source.unlink()
-        except OSError as error:
-            raise _translated(error) from error
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
+        def send(place: tuple[Path, str]) -> None:
+            self._filesystem.put_file(str(place[0]), self._path(place[1]))
+            place[0].unlink()
+
+        with _foreign_errors():
+            _side_by_side(send, staged)
 
     def open(self, key: str) -> BinaryIO:
-        try:
+        with _foreign_errors():
             opened: BinaryIO = self._filesystem.open(self._path(key), "rb")
             return opened
-        except OSError as error:
-            raise _translated(error) from error
 
     def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
         paths = tuple(directory / f"{index:06}" for index in range(len(keys)))
-        try:
-            for key, path in zip(keys, paths, strict=True):
-                self._filesystem.get_file(self._path(key), str(path))
-        except OSError as error:
-            raise _translated(error) from error
+        places = [(self._path(key), str(path)) for key, path in zip(keys, paths, strict=True)]
+        with _foreign_errors():
+            _side_by_side(lambda place: self._filesystem.get_file(*place), places)
         return paths
 
     def remove(self, key: str) -> None:
-        try:
+        with _foreign_errors(), suppress(FileNotFoundError):
             self._filesystem.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _translated(error) from error
 
     def free_bytes(self) -> int | None:
         return None
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key}"
+
+
+@contextmanager
+def _foreign_errors() -> Iterator[None]:
+    """Each file system of fsspec lets through what its own client library raises: of s3fs, botocore's and aiohttp's."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error) from error
+    except Exception as error:
+        raise LedgerUnavailable("the object store does not answer") from error
 
 
 class Staging:
@@ -168,6 +174,15 @@ class Staging:
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
+
+
+def _side_by_side(work: Callable[[T], object], items: Sequence[T]) -> None:
+    """Raises: what `work` raises."""
+    if len(items) == 1:
+        work(items[0])
+        return
+    with ThreadPoolExecutor(SYNCING_THREADS) as pool:
+        list(pool.map(work, items))
 
 
 def _made(folder: Path, root: Path) -> set[Path]:

@@ -187,7 +187,7 @@ def test_each_destination_gets_what_its_profile_says(tmp_path, pacs):
             planning={"stow": {"url": planning.url}, "profile": "eclipse"},
         )
         with live_gateway(tmp_path / "data", routing_file=file, profiles_dir=tmp_path / "profiles") as gateway:
-            store(gateway.client, phantom(tmp_path).paths)
+            store(gateway.client, write_ct_series(tmp_path / "sent").paths)  # whose tumour has several slices
             gateway.wait_for("both deliveries", lambda: planning.held and gateway.all_done())
         (structures,) = delivered(planning)
     assert structures.Modality == "RTSTRUCT"
