@@ -23,7 +23,6 @@ from fastapi import FastAPI
 
 from service.app import create_app, ledger_of, new_worker, routing_of
 from service.dicom.ingest import SeriesLimits, read_series
-from service.dimse.scp import storage_contexts
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
 from service.results import render
@@ -74,7 +73,6 @@ def write_one_seg() -> None:
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
     silence_foreign_libraries(lambda: None)
-    storage_contexts()
     write_one_seg()
     print("ready", flush=True)
     for line in sys.stdin:
