@@ -16,7 +16,7 @@ from anyio import to_thread
 
 from contract.bundle import Bundle
 from service.bundles import choose
-from service.dicom.annotations import ImagePoint, SpacePoint, read_points
+from service.dicom.annotations import read_marks
 from service.dicom.facts import read_facts
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
@@ -33,14 +33,13 @@ from service.ledger.outcome import conclude
 from service.ledger.receiving import Arrival, Origin
 from service.ledger.series import HeldInstance
 from service.mask_file import read_mask
-from service.prompt_document import Point, PromptDocument, read_prompt_document, resolve
+from service.prompt_document import PromptDocument, read_prompt_document, resolve
 from service.results import FORMATS, Finding, dicom_objects, rendered
 from service.segment import segment
 from service.settings import Settings
 from service.telemetry.stages import Stages
+from service.work.marks import prompts_of
 from service.work.plans import DeliveryPlan, RequestPlan, SeriesPlan
-
-MAX_ANNOTATION_POINTS = 16  # of one series; the network has 32 slots
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +123,11 @@ class Segmenter:
         if missing := set(wanted) - paths.keys():
             raise MaskMismatch(f"{len(missing)} annotations that the job names are not held any more")
         masks = [paths[uid] for uid in plan.annotations if _is_seg(held[uid])]
-        points = _points([paths[uid] for uid in plan.annotations if not _is_seg(held[uid])], source)
-        if plan.annotations and not masks and not points and not plan.text:
+        marks = [mark for uid in plan.annotations if not _is_seg(held[uid]) for mark in read_marks(paths[uid])]
+        points, boxes = prompts_of(marks, source)
+        if plan.annotations and not (masks or points or boxes or plan.text):
             raise NoPrompts("the annotation marks no place in this series")
-        document = PromptDocument(text=plan.text, target=plan.target, points=tuple(points))
+        document = PromptDocument(text=plan.text, target=plan.target, points=points, boxes=boxes)
         organ_mask = paths[plan.organ_mask] if plan.organ_mask else None
         return _task(source, document, organ_mask, masks[-1] if masks else None)
 
@@ -151,8 +151,11 @@ class Segmenter:
             for destination in plan.destinations
             if (uids := by_profile[plan.profile_of(destination)])
         ]
-        uids = [result.facts.sop_instance_uid for result in results]
-        output = {"sop_instance_uids": uids, "lineages": lineages, "left_out": sorted(left_out)}
+        output = {
+            "sop_instance_uids": [result.facts.sop_instance_uid for result in results],
+            "lineages": lineages,
+            "left_out": sorted(left_out),
+        }
         conclude(
             self.ledger.database,
             self.ledger.store,
@@ -160,7 +163,7 @@ class Segmenter:
             results=results,
             deliveries=deliveries,
             output=output | found.said,
-            reason="" if uids else "nothing-found",
+            reason="" if results else "nothing-found",
         )
 
     def _lineage_of_earlier(self, lease: Lease, profile: str) -> Lineage | None:
@@ -250,19 +253,6 @@ def result_key(job_id: str, token: int) -> str:
 
 def _is_seg(held: HeldInstance) -> bool:
     return held.sop_class_uid.startswith("1.2.840.10008.5.1.4.1.1.66")
-
-
-def _points(files: Sequence[Path], source: Series) -> list[Point]:
-    """Marked places that lie in images of this series, as a request would name them."""
-    images, frame = set(source.sop_instance_uids), source.geometry.frame_of_reference_uid
-    points: list[Point] = []
-    for file in files:
-        for place in read_points(file):
-            if isinstance(place, ImagePoint) and place.sop_instance_uid in images:
-                points.append(Point(sop_instance_uid=place.sop_instance_uid, pixel=place.pixel))
-            elif isinstance(place, SpacePoint) and place.frame_of_reference_uid in ("", frame):
-                points.append(Point(lps_mm=place.lps_mm))
-    return points[:MAX_ANNOTATION_POINTS]
 
 
 def _task(source: Series, document: PromptDocument, organ_mask: Path | None, mask: Path | None) -> _Task:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydicom import Dataset, dcmread
 
+from contract.tensors import LABEL_BOX_MIN, LABEL_FOREGROUND
 from service.delivery import deliver as deliver_module
 from service.ledger import circuits as circuits_module
 from service.ledger import jobs as jobs_module
@@ -246,8 +247,8 @@ def test_the_expected_number_of_images_ends_the_waiting(tmp_path, pacs):
         gateway.wait_for("the delivery", gateway.all_done)
 
 
-def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
-    """A GSPS with one arrow tip on the tumour, as a reader's workstation stores it."""
+def presentation_state(sent: PhantomSeries, directory: Path, *, length: int) -> Path:
+    """A GSPS with one place on the tumour, or a measured length of so many pixels, as a workstation stores it."""
     index, row, column = (round(float(value)) for value in sent.geometry.to_index(sent.centre_lps_mm[None])[0])
     source = dcmread(sent.paths[index])
     state = Dataset()
@@ -259,8 +260,10 @@ def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
     state.SeriesInstanceUID, state.Modality = "1.2.826.0.1.3680043.8.498.78", "PR"
     image, graphic, annotation = Dataset(), Dataset(), Dataset()
     image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
-    graphic.GraphicAnnotationUnits, graphic.GraphicDimensions, graphic.NumberOfGraphicPoints = "PIXEL", 2, 1
-    graphic.GraphicData, graphic.GraphicType, graphic.GraphicFilled = [column + 1, row + 1], "POINT", "N"
+    ends = [column - length // 2 + 1, row + 1, column + length // 2 + 1, row + 1] if length else [column + 1, row + 1]
+    graphic.GraphicAnnotationUnits, graphic.GraphicDimensions = "PIXEL", 2
+    graphic.GraphicData, graphic.NumberOfGraphicPoints = ends, len(ends) // 2
+    graphic.GraphicType, graphic.GraphicFilled = "POLYLINE" if length else "POINT", "N"
     annotation.ReferencedImageSequence, annotation.GraphicObjectSequence = [image], [graphic]
     annotation.GraphicLayer = "TUMOUR"
     state.GraphicAnnotationSequence = [annotation]
@@ -268,9 +271,11 @@ def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
     return directory / "state.dcm"
 
 
-def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs):
+@pytest.mark.parametrize(("length", "label"), [(0, LABEL_FOREGROUND), (8, LABEL_BOX_MIN)])
+def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs, length, label):
     rule = RULE | {"prompts": {"annotation": ["PR"]}}
-    with live_gateway(tmp_path / "data", routing_file=write_routing(tmp_path, pacs, rule)) as gateway:
+    engine = FakeEngine(FAKE_BUNDLE)
+    with live_gateway(tmp_path / "data", engine, routing_file=write_routing(tmp_path, pacs, rule)) as gateway:
         sent = phantom(tmp_path)
         store(gateway.client, sent.paths)
 
@@ -278,11 +283,12 @@ def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs):
             return reconcile(gateway.ledger.database).by_fate == {("refused", "awaiting-annotation"): 8}
 
         gateway.wait_for("the waiting", waits)
-        assert store(gateway.client, [presentation_state(sent, tmp_path)]).status_code == 200
+        assert store(gateway.client, [presentation_state(sent, tmp_path, length=length)]).status_code == 200
         gateway.wait_for("the delivery", gateway.all_done)
         assert len(pacs.held) == 1
         assert reconcile(gateway.ledger.database).by_fate == {("delivered", ""): 8, ("refused", "annotation"): 1}
         assert one_job(gateway, "series")["found"] is True
+    assert label in engine.placed[0].point_labels
 
 
 @pytest.mark.slow
