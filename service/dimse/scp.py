@@ -16,6 +16,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +53,7 @@ PROCESSING_FAILURE, UNRECOGNIZED_OPERATION = 0x0110, 0x0211
 IDLE_S = 120.0  # a modality that stops in mid-study frees its place
 BACKLOG = 128
 STOP_S = 10.0
+SILENT_FACTOR = 2  # connections for each association that is allowed
 PAUSE_S = 0.2  # when the system has no more descriptors
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 
@@ -81,7 +83,8 @@ class Listener:
 
     def close(self) -> None:
         self._closing = True
-        self._server.shutdown(socket.SHUT_RDWR)  # what wakes `accept`
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # what wakes `accept`
         self._server.close()
         self._accepting.join(STOP_S)
         with self._lock:
@@ -147,6 +150,9 @@ class Listener:
                 connection, address = self._server.accept()
             except OSError:  # closed, or no descriptor is left
                 time.sleep(PAUSE_S)
+                continue
+            if len(self._associations) >= SILENT_FACTOR * self._settings.dimse_max_associations:
+                connection.close()  # they are not even associations yet, and each has a thread
                 continue
             association = Association(
                 connection, str(address[0]), self._entity, self, is_one_too_many=self._is_one_too_many

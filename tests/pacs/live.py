@@ -66,7 +66,9 @@ def live_gateway(
     chosen = {"min_free_bytes": 0, "dimse_port": dimse_port} | settings
     default = engine or FakeEngine(FAKE_BUNDLE)
     app = create_app(Settings(data_dir=data_dir, **chosen), engine=default, others=others, log_stream=log)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, access_log=False, log_level="critical", timeout_keep_alive=120)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + START_S
