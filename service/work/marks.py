@@ -4,7 +4,7 @@ What enters: marks of GSPS and SR objects, and the series. What leaves: points a
 lies in one plane, and how deep the finding goes is not said; so a measured length stands for a cube of that length
 around its middle, since a finding is rarely longer than its measured diameter, and an outline is taken to be as deep as
 it is wide. Marks whose boxes overlap, such as a long and a short axis or an outline on each slice, are one finding.
-Decision: docs/decisions/0015-marks-as-boxes.md.
+Decision: docs/decisions/0016-marks-as-boxes.md.
 """
 
 from __future__ import annotations
