@@ -45,6 +45,8 @@ def phantom(directory: Path) -> PhantomSeries:
     return write_ct_series(directory / "sent", shape_zyx=(8, 32, 32))
 
 
+# pynetdicom leaves the socket of a refused connection to the garbage collector, which warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", ["stow", "dimse"])
 def test_a_pacs_that_cannot_be_reached_is_tried_again_then_a_dead_letter(tmp_path, way):
     port = free_port()
