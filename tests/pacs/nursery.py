@@ -83,7 +83,7 @@ def main() -> None:
         if child:
             print(child, flush=True)
             continue
-        os.close(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # closed, its number would be a socket's, which libuv forbids
         while True:  # as a supervisor does: one that cannot start, for want of its database, is started again
             try:
                 {"gateway": gateway, "worker": worker}[order["kind"]](settings_json)
