@@ -1,19 +1,22 @@
 """`python -m bench.ingest`: instances per second by STOW-RS and by C-STORE from several senders, beside Orthanc.
 
 Senders are programs in C, so that they cost little: curl with a ready multipart body (chunked), and DCMTK's storescu.
-Each sends a study of its own. Gateway and Orthanc run one after the other on the same machine and disk, each with its
-defaults for durability; the gateway's memory is its largest resident size while it receives.
+Each sends a study of its own. Gateway and Orthanc take turns on the same machine and disk, so that other work there
+slows both alike, each with its defaults for durability; memory is the largest resident size while it receives. CPU time
+per instance is the receiver's own, and says most on a machine that is busy.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +61,13 @@ def main(
     images: Annotated[int, typer.Option(min=1, help="Images of 512 x 512 per sender.")] = 60,
     senders: Annotated[str, typer.Option(help="Numbers of senders.")] = "1,4,8",
 ) -> None:
-    """Measure the gateway, then Orthanc."""
+    """Measure the gateway and Orthanc in turn."""
     counts = [int(count) for count in senders.split(",")]
-    figures: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         image = dcmread(min(write_phantom(Path(name) / "phantom").directory.iterdir()))
-        for label, running in (("tags", running_gateway), ("orthanc", running_orthanc)):
-            with running(Path(name) / label) as receiver:
-                figures[label] = measured(receiver, Path(name) / "studies" / label, image, images, counts)
+        with running_gateway(Path(name) / "tags") as tags, running_orthanc(Path(name) / "orthanc") as orthanc:
+            receivers = {"tags": tags, "orthanc": orthanc}
+            figures = measured(receivers, Path(name) / "studies", image, images, counts)
     write_record("ingest", "", {"images_per_sender": images, "instances_per_second": figures})
     table = Table("receiver", "way", *(f"{count} senders" for count in counts), title="instances per second")
     for label, ways in figures.items():
@@ -75,25 +77,39 @@ def main(
 
 
 def measured(
-    receiver: Receiver, directory: Path, image: Dataset, images: int, counts: list[int]
-) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    receivers: Mapping[str, Receiver], directory: Path, image: Dataset, images: int, counts: list[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By receiver, then way, memory and CPU time of each, then number of senders."""
+    found: dict[str, dict[str, dict[str, float]]] = {label: defaultdict(dict) for label in receivers}
     ways: dict[str, Callable[[Receiver, Study], Sequence[str]]] = {"stow": stow_command, "c-store": store_command}
     for way, command in ways.items():
-        found[way], found[f"{way}, memory MiB"] = {}, {}
         for count in counts:
-            studies = [write_study(directory / way / f"{count}-{number}", image, images) for number in range(count)]
-            with memory_watched(receiver.pid) as largest:
-                started = time.perf_counter()
-                processes = [subprocess.Popen(command(receiver, study), stdout=subprocess.DEVNULL) for study in studies]  # noqa: S603
-                statuses = [process.wait() for process in processes]
-                if any(statuses):
-                    raise RuntimeError("a sender failed")
-                seconds = time.perf_counter() - started
-            found[way][str(count)] = round(count * images / seconds, 1)
-            found[f"{way}, memory MiB"][str(count)] = round(largest() / 1024, 0)
-            shutil.rmtree(directory / way)
+            for label, receiver in receivers.items():
+                folder = directory / label / way
+                studies = [write_study(folder / f"{count}-{number}", image, images) for number in range(count)]
+                with memory_watched(receiver.pid) as largest:
+                    started, cpu_started_s = time.perf_counter(), cpu_s(receiver.pid)
+                    send([command(receiver, study) for study in studies])
+                    seconds, cpu_seconds = time.perf_counter() - started, cpu_s(receiver.pid) - cpu_started_s
+                found[label][way][str(count)] = round(count * images / seconds, 1)
+                found[label][f"{way}, memory MiB"][str(count)] = round(largest() / 1024, 0)
+                found[label][f"{way}, CPU ms per instance"][str(count)] = round(1000 * cpu_seconds / count / images, 1)
+                shutil.rmtree(folder)
     return found
+
+
+def send(commands: Sequence[Sequence[str]]) -> None:
+    """All at once. Raises: RuntimeError: one of them failed."""
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]  # noqa: S603
+    statuses = [process.wait() for process in processes]
+    if any(statuses):
+        raise RuntimeError("a sender failed")
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stow_command(receiver: Receiver, study: Study) -> list[str]:

@@ -92,9 +92,9 @@ def create_app(
         )
         ledger = await to_thread.run_sync(ledger_of, settings)
         metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
-        routing = ReloadingRouting(settings.routing_file)
+        routing = routing_of(settings)
         worker = (
-            new_worker(settings, ledger, routing, opened, metrics, audit, log_stream, tracing.tracer)
+            new_worker(settings, ledger, routing, engines, metrics, audit, log_stream, tracing.tracer)
             if settings.worker
             else None
         )
@@ -189,15 +189,21 @@ def new_worker(
     settings: Settings,
     ledger: Ledger,
     routing: ReloadingRouting,
-    engine: Engine,
+    engines: Sequence[Engine],
     metrics: Metrics,
     audit: AuditTrail,
     log_stream: TextIO | None = None,
     tracer: Tracer = OFF,
 ) -> Worker:
-    """A worker on what is open already, for the gateway's process or for one of its own."""
+    """A worker on what is open already, for the gateway's process or for one of its own. Args: engines: the default
+    bundle's first."""
     log = WorkLog(log_stream)
-    return Worker(ledger, routing, engine, settings, metrics=metrics, log=log, audit=audit, tracer=tracer)
+    return Worker(ledger, routing, engines, settings, metrics=metrics, log=log, audit=audit, tracer=tracer)
+
+
+def routing_of(settings: Settings) -> ReloadingRouting:
+    """Raises: RoutingInvalid."""
+    return ReloadingRouting(settings.routing_file, settings.profiles_dir)
 
 
 def dimse_listener(

@@ -29,7 +29,7 @@ from contract.bundle import BundleInvalid, load_bundle
 from service import doctor_cli, key_cli, ledger_cli, rules_cli
 from service.access.keys import KeysInvalid
 from service.access.listening import ListeningRefused
-from service.app import create_app, ledger_of, new_worker, open_bundle, open_engine
+from service.app import create_app, ledger_of, new_worker, open_bundle, open_engines, routing_of
 from service.audit.trail import AuditTrail
 from service.capabilities import capabilities
 from service.conformance import statement
@@ -39,7 +39,6 @@ from service.preview import RESEARCH_USE
 from service.prompt_document import PromptDocument, read_prompt_document
 from service.results import DEFAULT_FORMAT, FORMATS, Finding, format_named, summary
 from service.rules.document import RoutingInvalid, read_routing
-from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.ledger_metrics import LedgerMetrics
 from service.telemetry.metrics import Metrics
@@ -164,12 +163,12 @@ def worker() -> None:
 async def run_worker(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, which give the jobs at hand back."""
     tracing, metrics = open_tracing(settings.otlp_endpoint), Metrics()
-    engine, ledger = open_engine(settings, tracing.tracer), ledger_of(settings)
-    routing = ReloadingRouting(settings.routing_file)
+    engines, ledger = open_engines(settings, tracing.tracer), ledger_of(settings)
+    routing = routing_of(settings)
     metrics.register(LedgerMetrics(ledger, reserve_bytes=settings.min_free_bytes))
     close_metrics = metrics.serve(settings.host, settings.metrics_port) if settings.metrics_port else None
     audit = AuditTrail(settings, metrics.audit_failures.inc)
-    worker = new_worker(settings, ledger, routing, engine, metrics, audit, tracer=tracing.tracer)
+    worker = new_worker(settings, ledger, routing, engines, metrics, audit, tracer=tracing.tracer)
     working = asyncio.create_task(worker.run())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, working.cancel)
@@ -180,7 +179,8 @@ async def run_worker(settings: Settings) -> None:
             await asyncio.to_thread(close_metrics)
         ledger.close()
         audit.close()
-        await engine.close()
+        for engine in engines:
+            await engine.close()
         await asyncio.to_thread(tracing.close)
 
 

@@ -18,12 +18,14 @@ from pydicom.uid import (
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
 )
+from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from service.dicom.header import ENHANCED, SINGLE_FRAME
 from service.dicom.seg import SOP_CLASSES
 from service.dicom.transfer_syntaxes import readable_transfer_syntaxes
-from service.dimse.scp import IDLE_S, MAX_PDU_BYTES, storage_contexts
+from service.dimse.association import MAX_PDU_BYTES
+from service.dimse.scp import IDLE_S
 from service.ledger.search import SEARCHABLE
 from service.preview import RESEARCH_USE
 from service.rules.document import Routing
@@ -115,16 +117,14 @@ def _dimse(settings: Settings) -> list[str]:
         ("A900", "the data set names another SOP instance than the command"),
         ("C000", "the data set cannot be read"),
     ])  # fmt: skip
-    contexts = storage_contexts()
-    syntaxes = sorted({UID(syntax).name for context in contexts for syntax in context.transfer_syntax or ()})
+    classes = [UID(context.abstract_syntax or "") for context in AllStoragePresentationContexts]
     lines += [
         f"Presentation contexts accepted: Verification (`{Verification}`), Storage Commitment Push Model "
-        f"(`{StorageCommitmentPushModel}`, both roles), and these {len(contexts)} storage SOP classes, any other as it "
-        f"is proposed, each in {len(syntaxes)} transfer syntaxes ({', '.join(syntaxes)}).",
+        f"(`{StorageCommitmentPushModel}`, both roles), and these {len(classes)} storage SOP classes and any that is "
+        f"private or not known here, each in the transfer syntax that is proposed first.",
         "",
     ]
-    listed = [UID(context.abstract_syntax or "") for context in contexts]
-    return lines + _table(("SOP class", "UID"), [(uid.name, f"`{uid}`") for uid in sorted(listed)])
+    return lines + _table(("SOP class", "UID"), [(uid.name, f"`{uid}`") for uid in sorted(classes)])
 
 
 def _web(app: FastAPI) -> list[str]:

@@ -110,9 +110,13 @@ def render(
     Raises: NotAcceptable: no such format. NothingFound: `seg` or `rtstruct` of an empty mask. SegEncodingFailed.
     ResultNotProved.
     """
-    finding = Finding(series, mask, prompts, bundle, stages, profile or profile_named(), lineage)
+    return rendered(format, Finding(series, mask, prompts, bundle, stages, profile or profile_named(), lineage))
+
+
+def rendered(format: str, finding: Finding) -> Result:
+    """As `render`, of a finding that is there already."""
     chosen = format_named(format)
-    with stages("write"):
+    with finding.stages("write"):
         files = chosen.files(finding)
     if len(files) == 1:
         ((name, body),) = files.items()
@@ -120,16 +124,20 @@ def render(
     return Result(_zipped(files), ZIP, f"{chosen.file_name.removesuffix('.dcm')}.zip")
 
 
-def dicom_objects(finding: Finding) -> dict[str, bytes]:
+def dicom_objects(finding: Finding, kinds: Sequence[str] | None = None) -> dict[str, bytes]:
     """The proved DICOM objects that the profile sends to its destination, by file name; those that cannot say "nothing
-    found" are left out of an empty result. Blocking. Raises: SegEncodingFailed, ResultNotProved."""
-    chosen = [FORMATS[kind] for kind in finding.profile.objects]
-    return {
-        name: content
-        for item in chosen
-        if finding.found or item.says_nothing_found
-        for name, content in item.files(finding).items()
-    }
+    found" are left out of an empty result. Blocking.
+
+    Args: kinds: of FORMATS, instead of the profile's. Raises: SegEncodingFailed, ResultNotProved.
+    """
+    chosen = [FORMATS[kind] for kind in finding.profile.objects] if kinds is None else [FORMATS[kind] for kind in kinds]
+    with finding.stages("write"):
+        return {
+            name: content
+            for item in chosen
+            if finding.found or item.says_nothing_found
+            for name, content in item.files(finding).items()
+        }
 
 
 def format_named(name: str) -> Format:

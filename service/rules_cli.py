@@ -17,7 +17,8 @@ from rich.table import Table
 from service.dicom.keywords import Keywords, read_keywords
 from service.errors import NotDicom
 from service.rules.decision import Candidate, decide
-from service.rules.document import Routing, RoutingInvalid, read_routing
+from service.rules.document import Routing, RoutingInvalid, Rule, read_routing
+from service.settings import Settings
 from service.telemetry.quiet import silence_foreign_libraries
 
 app = typer.Typer(help="The rules of the routing file.", no_args_is_help=True)
@@ -35,7 +36,7 @@ def try_rules(
     silence_foreign_libraries(lambda: None)
     out = Console()
     try:
-        routing = read_routing(file)
+        routing = read_routing(file, Settings().profiles_dir)
     except RoutingInvalid as error:
         Console(stderr=True).print(f"[red]{error}[/red]", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -66,7 +67,7 @@ def decisions_table(studies: dict[str, list[Candidate]], routing: Routing) -> Ta
             what = f"refused: {decision.reason}"
             if decision.rule:
                 rule = decision.rule
-                what = f"{rule.name}: {', '.join(rule.outputs)} to {', '.join(rule.destinations)}, {rule.priority}"
+                what = f"{rule.name}: {described_outputs(rule)} to {', '.join(rule.destinations)}, {rule.priority}"
             table.add_row(
                 str(number),
                 candidate.text("SeriesInstanceUID"),
@@ -76,3 +77,8 @@ def decisions_table(studies: dict[str, list[Candidate]], routing: Routing) -> Ta
                 "\n".join(decision.why),
             )
     return table
+
+
+def described_outputs(rule: Rule) -> str:
+    wanted = ", ".join(rule.outputs) if rule.outputs else "the profile's objects"
+    return f"{wanted} by {rule.bundle}" if rule.bundle else wanted

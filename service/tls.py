@@ -7,14 +7,12 @@ certificates. What enters: files in PEM. What leaves: an `ssl.SSLContext`.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from pathlib import Path
 
 from service.settings import Settings
 
 SUITES_1_2 = "ECDHE+AESGCM"
-HANDSHAKE_AND_PDU_S = 60.0  # a peer that stops in the middle of either is given up
 
 
 class TlsInvalid(ValueError):
@@ -61,23 +59,6 @@ def client_context(
     if certificate_file:
         _load(context, certificate_file, key_file, key_password)
     return context
-
-
-class AcceptedInThread:
-    """Stands for the context that pynetdicom wraps accepted sockets with, in the thread that accepts all of them.
-
-    There a handshake would let one silent client keep everyone out, so it is left to the association's own thread,
-    where the first read makes it; and reads get a time limit, so that half a PDU does not hold an association for good.
-    """
-
-    def __init__(self, context: ssl.SSLContext | None, timeout_s: float = HANDSHAKE_AND_PDU_S) -> None:
-        self._context, self._timeout_s = context, timeout_s
-
-    def wrap_socket(self, accepted: socket.socket, server_side: bool) -> socket.socket:
-        accepted.settimeout(self._timeout_s)
-        if self._context is None:
-            return accepted
-        return self._context.wrap_socket(accepted, server_side=server_side, do_handshake_on_connect=False)
 
 
 def _strengthen(context: ssl.SSLContext) -> None:

@@ -192,10 +192,10 @@ class _Checker:
             return Failed(FailureReason.STUDY_MISMATCH, facts.sop_class_uid, facts.sop_instance_uid)
         descriptor = os.open(part.path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # side by side with the others; the store syncs again, by then almost for nothing
+            os.fsync(descriptor)  # side by side with the others, while the body goes on arriving
         finally:
             os.close(descriptor)
         if facts.series_json:
             self._series_json[facts.series_instance_uid] = facts.series_json
         shared = self._series_json[facts.series_instance_uid]
-        return Arrival(part.path, replace(facts, series_json=shared), self._origin)
+        return Arrival(part.path, replace(facts, series_json=shared), self._origin, is_synced=True)

@@ -39,7 +39,7 @@ def job_document(view: JobView) -> dict[str, Any]:
     shown = asdict(view)
     del shown["requested_by"]
     output = shown.pop("output")
-    safe = {name: output[name] for name in ("found", "verified", "objects", "left_out") if name in output}
+    safe = {name: output[name] for name in ("found", "verified", "objects", "left_out", "bundle") if name in output}
     return shown | safe | {"result": f"/jobs/{view.id}/result" if "key" in output else None}
 
 
@@ -91,7 +91,7 @@ async def job_result(request: Request, gateway: SharedGateway, job_id: JobId) ->
     headers = {
         "Content-Disposition": f'attachment; filename="{view.output["file_name"]}"',
         "Server-Timing": view.output["server_timing"],
-        "TAGS-Bundle": gateway.engine.bundle.identity,
+        "TAGS-Bundle": view.output["bundle"],
         "Cache-Control": "no-store",
     }
     return Response(await to_thread.run_sync(content), media_type=view.output["media_type"], headers=headers)

@@ -15,8 +15,6 @@ from starlette.responses import JSONResponse, Response
 from service.api.gateway import Gateway
 from service.api.jobs import job_document
 from service.api.uploads import Upload
-from service.errors import UnknownBundle
-from service.inference.engine import Engine
 from service.ledger.jobs import NewJob, Priority
 from service.ledger.trails import Trail
 from service.work.plans import RequestPlan
@@ -28,19 +26,30 @@ def is_preferred(request: Request) -> bool:
 
 
 async def accept_job(
-    gateway: Gateway, engine: Engine, upload: Upload, format: str, profile: str, requested_by: str, trail: Trail
+    gateway: Gateway,
+    upload: Upload,
+    *,
+    format: str,
+    profile: str,
+    bundle: str | None,
+    requested_by: str,
+    trail: Trail,
 ) -> Response:
-    """The 202 answer. Raises: StorageFull, LedgerUnavailable; UnknownBundle: workers serve the default bundle only."""
-    if engine is not gateway.engine:
-        raise UnknownBundle("a request that does not wait is answered by the default bundle; leave `bundle` out")
-    job_id = await to_thread.run_sync(_enqueue, gateway, upload, format, profile, requested_by, trail)
+    """The 202 answer.
+
+    Args: profile: "" for the default one. bundle: identity of the one that the request named, None for the default.
+    Raises: StorageFull, LedgerUnavailable.
+    """
+    job_id = await to_thread.run_sync(_enqueue, gateway, upload, format, profile, bundle, requested_by, trail)
     gateway.work_arrived()
     view = await to_thread.run_sync(gateway.ledger.jobs.get, job_id)
     headers = {"Location": f"/jobs/{job_id}", "Preference-Applied": "respond-async", "Cache-Control": "no-store"}
     return JSONResponse(job_document(view), 202, headers)
 
 
-def _enqueue(gateway: Gateway, upload: Upload, format: str, profile: str, requested_by: str, trail: Trail) -> str:
+def _enqueue(
+    gateway: Gateway, upload: Upload, format: str, profile: str, bundle: str | None, requested_by: str, trail: Trail
+) -> str:
     job_id = str(uuid4())
     staged: list[tuple[Path, str]] = []
 
@@ -59,6 +68,7 @@ def _enqueue(gateway: Gateway, upload: Upload, format: str, profile: str, reques
         series_instance_uid=upload.fields.get("series_instance_uid", "").strip() or None,
         format=format,
         profile=profile,
+        bundle=bundle,
         requested_by=requested_by,
     )
     gateway.ledger.store.put(staged)

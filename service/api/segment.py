@@ -88,10 +88,20 @@ async def post_segment(
             named = profile or upload.fields.get("profile", "").strip()
             wishes = profile_named(named, settings.profiles_dir)
             document = read_prompt_document(upload.fields.get("prompts"))
-            engine = choose(gateway.engines, bundle or upload.fields.get("bundle", "").strip())
+            asked = bundle or upload.fields.get("bundle", "").strip()
+            engine = choose(gateway.engines, asked)
             if is_preferred(request):
+                identity = engine.bundle.identity if asked else None
                 trail, caller = Trail(record.request_id, current_traceparent()), caller_of(request).identity
-                return await accept_job(gateway, engine, upload, record.format, named, caller, trail)
+                return await accept_job(
+                    gateway,
+                    upload,
+                    format=record.format,
+                    profile=named,
+                    bundle=identity,
+                    requested_by=caller,
+                    trail=trail,
+                )
             with anyio.move_on_after(settings.request_timeout_s):
                 work = _segment(gateway, engine, upload, document, wishes, record, stages, asking(request))
                 return _answer(await while_connected(request, work), engine, stages)

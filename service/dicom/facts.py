@@ -8,7 +8,9 @@ same object by STOW-RS and by C-STORE is one. Pixels are hashed, never decoded.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +21,12 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 
 from service.dicom.header import READ_ERRORS, START_BYTES
-from service.dicom.limited_reader import META_LENGTH_OFFSET, LimitedReader
+from service.dicom.limited_reader import DEFLATED_UID, META_LENGTH_OFFSET, LimitedReader
 from service.errors import NotDicom
 
 UID_FORM = re.compile(r"[0-9.]{3,64}")  # PS3.5 9.1, but for leading zeros: they occur, and harm nobody
 CHUNK_BYTES = 1024 * 1024
+HEAD_BYTES = 64 * 1024  # holds the header of nearly every single-frame image
 DEFERRED_BYTES = 65536  # a longer value stays on the disk
 MAX_VALUE_CHARACTERS = 4096  # of an attribute kept for searching; longer ones stay in the file only
 
@@ -71,20 +74,26 @@ class Facts:
         return tuple(attribute_text(attributes.get(TAGS[keyword], {})) for keyword in keywords)
 
 
-def read_facts(path: Path, *, known_series: Callable[[str], bool] = lambda _: False) -> Facts:
+def read_facts(
+    path: Path, *, known_series: Callable[[str], bool] = lambda _: False, digest: str | None = None
+) -> Facts:
     """Args: known_series: whether a series' attributes are on file already; they are then not read again, which is a
-    third of the work, and `series_json` is "".
+    third of the work, and `series_json` is "". digest: by `new_digest`, where it was made while the file was written.
 
     Raises: NotDicom: no Part 10 file, damaged, or without the UIDs by which it would be filed.
     """
     try:
         with LimitedReader(path) as stream:
-            start = stream.read(START_BYTES)
+            size_bytes = os.fstat(stream.fileno()).st_size
+            head = stream.read(HEAD_BYTES)
+            start = head[:START_BYTES]
             if start[128:132] != b"DICM":
                 raise NotDicom("the file has no DICOM preamble")
             stream.check_inflation(start)
-            stream.seek(0)
-            dataset = dcmread(stream, stop_before_pixels=True, defer_size=DEFERRED_BYTES)
+            dataset = _header_within(head, is_whole=size_bytes == len(head))
+            if dataset is None:
+                stream.seek(0)
+                dataset = dcmread(stream, stop_before_pixels=True, defer_size=DEFERRED_BYTES)
         transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", ""))
         sop_instance_uid, sop_class_uid = _uid(dataset, "SOPInstanceUID"), _uid(dataset, "SOPClassUID")
         series_instance_uid, study_instance_uid = _uid(dataset, "SeriesInstanceUID"), _uid(dataset, "StudyInstanceUID")
@@ -101,8 +110,8 @@ def read_facts(path: Path, *, known_series: Callable[[str], bool] = lambda _: Fa
         series_instance_uid=series_instance_uid,
         study_instance_uid=study_instance_uid,
         transfer_syntax_uid=transfer_syntax_uid,
-        digest=_digest(path, start, transfer_syntax_uid),
-        size_bytes=path.stat().st_size,
+        digest=digest or _digest(path, start, transfer_syntax_uid),
+        size_bytes=size_bytes,
         instance_number=attribute_text(instance_attributes.get(TAGS["InstanceNumber"], {})),
         series_json=series_json,
         instance_json=json.dumps(instance_attributes),
@@ -142,8 +151,26 @@ def storable(attribute: dict[str, Any]) -> bool:
     return len(encoded) <= MAX_VALUE_CHARACTERS and b"\\u0000" not in encoded
 
 
+def _header_within(head: bytes, *, is_whole: bool) -> Dataset | None:
+    """The header, parsed in memory, where pydicom's element-by-element reading costs no system calls; None where it
+    goes on beyond the first bytes."""
+    if DEFLATED_UID in head[:START_BYTES]:
+        return None
+    stream = io.BytesIO(head)
+    try:
+        dataset = dcmread(stream, stop_before_pixels=True)
+    except READ_ERRORS:
+        return None
+    return dataset if is_whole or stream.tell() < len(head) else None
+
+
+def new_digest(transfer_syntax_uid: str) -> hashlib._Hash:
+    """To be fed with the data set as it comes, without file meta information; SHA-256."""
+    return hashlib.sha256(transfer_syntax_uid.encode())
+
+
 def _digest(path: Path, start: bytes, transfer_syntax_uid: str) -> str:
-    hashed = hashlib.sha256(transfer_syntax_uid.encode())
+    hashed = new_digest(transfer_syntax_uid)
     with path.open("rb") as stream:
         if start[132:138] == b"\x02\x00\x00\x00UL":
             stream.seek(META_LENGTH_OFFSET + 4 + int.from_bytes(start[META_LENGTH_OFFSET:][:4], "little"))

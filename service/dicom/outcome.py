@@ -71,6 +71,11 @@ class Outcome:
         shape, uids = repr(self.mask.geometry.shape_zyx), self.series.sop_instance_uids
         return generate_uid(entropy_srcs=[*uids, shape, mask, *revision, *made_by])
 
+    @property
+    def following(self) -> Lineage:
+        """For a later result that revises this one."""
+        return Lineage(self.tracking_id, self.tracking_uid, self.seg_uid)
+
     def uid(self, kind: str, part: int = 0) -> str:
         """SOPInstanceUID of an object. Args: kind: seg, rtstruct, sr or sc.  part: counts from 0."""
         return self.seg_uid if kind == "seg" and part == 0 else sibling_uid(self.seg_uid, f"{kind} {part}")

@@ -62,7 +62,7 @@ def request_commitment(
     ae.add_requested_context(StorageCommitmentPushModel)
 
     def reported(event: evt.Event) -> tuple[int, None]:
-        on_report(read_report(event))
+        on_report(read_report(event.event_type, event.event_information))
         return 0x0000, None
 
     role = build_role(StorageCommitmentPushModel, scu_role=True, scp_role=True)
@@ -95,11 +95,10 @@ def new_transaction_uid() -> str:
     return str(generate_uid())
 
 
-def read_report(event: evt.Event) -> Commitment:
+def read_report(event_type: int | None, report: Dataset) -> Commitment:
     """PS3.4 Table J.3-2. An unknown event type counts as nothing committed."""
-    report = event.event_information
     failed = [str(item.ReferencedSOPInstanceUID) for item in report.get("FailedSOPSequence") or ()]
-    if event.event_type not in (COMMITTED, SOME_FAILED):
+    if event_type not in (COMMITTED, SOME_FAILED):
         failed = ["*"]
     return Commitment(str(report.get("TransactionUID", "")), tuple(failed))
 

@@ -32,10 +32,10 @@ STALE_STAGING_S = 24 * 3600.0  # no request or job lasts a day
 class ObjectStore(Protocol):
     """Where bytes are kept. Threads may share it."""
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
         """Move files to their keys, durably; a key that is there already has the same bytes.
 
-        Raises: StorageFull, LedgerUnavailable.
+        Args: is_synced: the files' content is on the disk already. Raises: StorageFull, LedgerUnavailable.
         """
         ...
 
@@ -77,14 +77,17 @@ class FolderStore:
         self._root = root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
         folders: set[Path] = set()
         try:
             for folder in {(self._root / key).parent for _, key in staged}:
                 folders |= _made(folder, self._root)
             places = [(source, self._root / key) for source, key in staged]
-            # Side by side, so that the disk's journal is written once for several
-            _side_by_side(lambda place: _place(*place), places)
+            if is_synced:
+                for source, target in places:
+                    _move(source, target)
+            else:  # side by side, so that the disk's journal is written once for several
+                _side_by_side(lambda place: _place(*place), places)
             for folder in folders:
                 _sync(folder)
         except OSError as error:
@@ -120,7 +123,7 @@ class RemoteStore:
     def __init__(self, filesystem: Any, prefix: str) -> None:
         self._filesystem, self._prefix = filesystem, prefix
 
-    def put(self, staged: Sequence[tuple[Path, str]]) -> None:
+    def put(self, staged: Sequence[tuple[Path, str]], *, is_synced: bool = False) -> None:
         def send(place: tuple[Path, str]) -> None:
             self._filesystem.put_file(str(place[0]), self._path(place[1]))
             place[0].unlink()
@@ -145,11 +148,9 @@ class RemoteStore:
             self._filesystem.rm_file(self._path(key))
 
     def check_absent(self, key: str) -> None:
-        try:
+        with _foreign_errors():
             self._filesystem.invalidate_cache()
             there = self._filesystem.exists(self._path(key))
-        except OSError as error:
-            raise _translated(error) from error
         if there:
             raise LedgerUnavailable("an object that was removed is still there")
 

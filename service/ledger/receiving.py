@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from service.dicom.facts import Facts
 from service.errors import LedgerUnavailable, TagsError
@@ -69,6 +69,7 @@ class Arrival:
     staged: Path
     facts: Facts
     origin: Origin
+    is_synced: bool = False  # its content is on the disk already
 
     @property
     def object_key(self) -> str:
@@ -104,11 +105,12 @@ class Receiver:
         return self.submit(arrivals).result()
 
     def submit(self, arrivals: Sequence[Arrival]) -> Future[list[Receipt]]:
-        """The receipts, in time. The caller has synced nothing: the store does."""
+        """The receipts, in time."""
         future: Future[list[Receipt]] = Future()
         try:
             # In the caller's thread, so that several senders' files are synced side by side.
-            self._store.put([(arrival.staged, arrival.object_key) for arrival in arrivals])
+            files = [(arrival.staged, arrival.object_key) for arrival in arrivals]
+            self._store.put(files, is_synced=all(arrival.is_synced for arrival in arrivals))
         except TagsError as error:
             future.set_exception(error)
             return future
@@ -200,27 +202,18 @@ def record(database: Database, connection: Connection, arrivals: Sequence[Arriva
     transaction."""
     now = database.now(connection)
     _ensure_series(database, connection, arrivals, now)
-    known = _known(connection, {arrival.facts.sop_instance_uid for arrival in arrivals})
-    receipts: list[Receipt] = []
-    changed: set[str] = set()
-    trails: dict[str, Trail] = {}
-    for arrival in arrivals:
-        facts = arrival.facts
-        revisions = known[facts.sop_instance_uid]
-        if facts.digest in revisions:
-            receipts.append(Receipt(facts, revisions[facts.digest].revision, duplicate=True))
-            continue
-        previous = max(revisions.values(), key=lambda found: found.revision, default=None)
-        entered = _enter(connection, arrival, previous, now)
-        revisions[facts.digest] = entered
-        changed |= {facts.series_instance_uid} | ({previous.series_instance_uid} if previous else set())
-        if arrival.origin.trail.request_id:
-            trails[facts.series_instance_uid] = arrival.origin.trail
-        receipts.append(Receipt(facts, entered.revision, duplicate=False))
-    for uid in sorted(changed):
-        _note_change(connection, uid, now)
+    receipts: dict[int, Receipt] = {}
+    left = list(enumerate(arrivals))
+    while left:  # once, unless a UID occurs twice: its second content names the first as its predecessor
+        round_: dict[str, tuple[int, Arrival]] = {}
+        for number, arrival in left:
+            round_.setdefault(arrival.facts.sop_instance_uid, (number, arrival))
+        receipts |= _record_distinct(connection, list(round_.values()), now)
+        left = [item for item in left if item[0] not in receipts]
+    new = [arrival for number, arrival in enumerate(arrivals) if not receipts[number].duplicate]
+    trails = {item.facts.series_instance_uid: item.origin.trail for item in new if item.origin.trail.request_id}
     leave_with_series(connection, trails)
-    return receipts
+    return [receipts[number] for number in range(len(arrivals))]
 
 
 @dataclass(frozen=True)
@@ -230,18 +223,41 @@ class _Known:
     series_instance_uid: str
 
 
+def _record_distinct(connection: Connection, arrivals: Sequence[tuple[int, Arrival]], now: float) -> dict[int, Receipt]:
+    """Args: arrivals: of different SOP Instance UIDs, numbered."""
+    known = _known(connection, {arrival.facts.sop_instance_uid for _, arrival in arrivals})
+    receipts: dict[int, Receipt] = {}
+    rows: list[dict[str, Any]] = []
+    superseded: list[str] = []
+    gained: Counter[str] = Counter()  # instances by series; a change may gain none
+    for number, arrival in arrivals:
+        facts, revisions = arrival.facts, known[arrival.facts.sop_instance_uid]
+        if facts.digest in revisions:
+            receipts[number] = Receipt(facts, revisions[facts.digest].revision, duplicate=True)
+            continue
+        previous = max(revisions.values(), key=lambda found: found.revision, default=None)
+        gained[facts.series_instance_uid] += 1
+        if previous:
+            superseded.append(facts.sop_instance_uid)
+            gained[previous.series_instance_uid] -= 1
+        rows.append(_instance_row(arrival, previous, now))
+        receipts[number] = Receipt(facts, rows[-1]["revision"], duplicate=False)
+    if superseded:
+        old = instance.c.sop_instance_uid.in_(superseded)
+        connection.execute(update(instance).where(old).values(current=False))
+    if rows:
+        connection.execute(_INSERT_INSTANCE, rows)
+    for uid in sorted(gained):
+        connection.execute(_NOTE_CHANGE, {"uid": uid, "gained": gained[uid], "now": now})
+    return receipts
+
+
 def _known(connection: Connection, uids: set[str]) -> dict[str, dict[str, _Known]]:
     """By SOP Instance UID, then digest."""
     known: dict[str, dict[str, _Known]] = defaultdict(dict)
-    columns = instance.c
     wanted = sorted(uids)
     for start in range(0, len(wanted), LOOKUP_CHUNK):
-        rows = connection.execute(
-            select(
-                columns.id, columns.sop_instance_uid, columns.digest, columns.revision, columns.series_instance_uid
-            ).where(columns.sop_instance_uid.in_(wanted[start : start + LOOKUP_CHUNK]))
-        )
-        for row in rows:
+        for row in connection.execute(_LOOK_UP, {"uids": wanted[start : start + LOOKUP_CHUNK]}):
             known[row.sop_instance_uid][row.digest] = _Known(row.id, row.revision, row.series_instance_uid)
     return known
 
@@ -252,9 +268,7 @@ def _ensure_series(database: Database, connection: Connection, arrivals: Sequenc
     database.insert_new(connection, series, [_series_row(new[uid], now) for uid in sorted(new)])
     uids = sorted({arrival.facts.series_instance_uid for arrival in arrivals})
     for start in range(0, len(uids), LOOKUP_CHUNK):
-        wanted = series.c.series_instance_uid.in_(uids[start : start + LOOKUP_CHUNK])
-        statement = select(series.c.series_instance_uid).where(wanted).order_by(series.c.series_instance_uid)
-        connection.execute(statement.with_for_update()).all()
+        connection.execute(_LOCK_SERIES, {"uids": uids[start : start + LOOKUP_CHUNK]}).all()
 
 
 def _series_row(facts: Facts, now: float) -> dict[str, Any]:
@@ -277,43 +291,47 @@ def _series_row(facts: Facts, now: float) -> dict[str, Any]:
     }
 
 
-def _enter(connection: Connection, arrival: Arrival, previous: _Known | None, now: float) -> _Known:
+def _instance_row(arrival: Arrival, previous: _Known | None, now: float) -> dict[str, Any]:
     facts, origin = arrival.facts, arrival.origin
-    revision = previous.revision + 1 if previous else 1
-    if previous:
-        superseded = instance.c.sop_instance_uid == facts.sop_instance_uid
-        connection.execute(update(instance).where(superseded).values(current=False))
-    result = connection.execute(
-        insert(instance).values(
-            sop_instance_uid=facts.sop_instance_uid,
-            digest=facts.digest,
-            revision=revision,
-            predecessor_id=previous.id if previous else None,
-            current=True,
-            series_instance_uid=facts.series_instance_uid,
-            study_instance_uid=facts.study_instance_uid,
-            sop_class_uid=facts.sop_class_uid,
-            transfer_syntax_uid=facts.transfer_syntax_uid,
-            instance_number=facts.instance_number,
-            attributes=facts.instance_json,
-            size_bytes=facts.size_bytes,
-            object_key=arrival.object_key,
-            via=origin.via,
-            calling_ae=origin.calling_ae,
-            called_ae=origin.called_ae,
-            job_id=origin.job_id,
-            received_at=now,
-        )
-    )
-    (identifier,) = result.inserted_primary_key or (0,)
-    return _Known(int(identifier), revision, facts.series_instance_uid)
+    return {
+        "sop_instance_uid": facts.sop_instance_uid,
+        "digest": facts.digest,
+        "revision": previous.revision + 1 if previous else 1,
+        "predecessor_id": previous.id if previous else None,
+        "current": True,
+        "series_instance_uid": facts.series_instance_uid,
+        "study_instance_uid": facts.study_instance_uid,
+        "sop_class_uid": facts.sop_class_uid,
+        "transfer_syntax_uid": facts.transfer_syntax_uid,
+        "instance_number": facts.instance_number,
+        "attributes": facts.instance_json,
+        "size_bytes": facts.size_bytes,
+        "object_key": arrival.object_key,
+        "via": origin.via,
+        "calling_ae": origin.calling_ae,
+        "called_ae": origin.called_ae,
+        "job_id": origin.job_id,
+        "received_at": now,
+    }
 
 
-def _note_change(connection: Connection, series_instance_uid: str, now: float) -> None:
-    current = (instance.c.series_instance_uid == series_instance_uid) & instance.c.current
-    count = select(func.count()).select_from(instance).where(current).scalar_subquery()
-    connection.execute(
-        update(series)
-        .where(series.c.series_instance_uid == series_instance_uid)
-        .values(instances=count, last_received_at=now, revision=series.c.revision + 1)
+# Built once: building a statement costs more than running it on SQLite.
+_INSERT_INSTANCE = insert(instance)
+_LOOK_UP = select(
+    instance.c.id, instance.c.sop_instance_uid, instance.c.digest, instance.c.revision, instance.c.series_instance_uid
+).where(instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)))
+_LOCK_SERIES = (
+    select(series.c.series_instance_uid)
+    .where(series.c.series_instance_uid.in_(bindparam("uids", expanding=True)))
+    .order_by(series.c.series_instance_uid)
+    .with_for_update()
+)
+_NOTE_CHANGE = (
+    update(series)
+    .where(series.c.series_instance_uid == bindparam("uid"))
+    .values(
+        instances=series.c.instances + bindparam("gained"),
+        last_received_at=bindparam("now"),
+        revision=series.c.revision + 1,
     )
+)

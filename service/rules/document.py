@@ -25,6 +25,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from service.dicom.keywords import is_keyword
+from service.dicom.profiles import profile_named
+from service.errors import UnknownProfile
 from service.prompt_document import MAX_TARGET_CHARACTERS, MAX_TEXT_CHARACTERS
 from service.results import FORMATS
 from service.tls import client_context
@@ -107,9 +109,12 @@ class Rule(_Strict):
     match: dict[str, Annotated[Test, BeforeValidator(_test)]]
     choose: Literal["each", "most-images", "thinnest"] = "each"
     prompts: RulePrompts
-    bundle: str | None = Field(default=None, description="refuse to run on another bundle than this")
-    outputs: tuple[str, ...] = ("seg",)
+    bundle: str | None = Field(default=None, description="name, version or both of a loaded bundle; the default else")
+    outputs: tuple[str, ...] | None = Field(
+        default=None, description="DICOM objects instead of those that the profile sends"
+    )
     destinations: tuple[str, ...] = Field(min_length=1)
+    profile: str = Field(default="", description="destination profile instead of the destinations' own")
     priority: Literal["interactive", "urgent", "routine"] = "routine"
 
     @model_validator(mode="after")
@@ -120,7 +125,7 @@ class Rule(_Strict):
                 f"match has {len(unknown)} names that are neither DICOM keywords nor {', '.join(OWN_NAMES)}"
             )
         offered = [name for name, item in FORMATS.items() if item.media_type == DICOM]
-        if not self.outputs or not set(self.outputs) <= set(offered):
+        if self.outputs is not None and (not self.outputs or not set(self.outputs) <= set(offered)):
             raise ValueError(f"outputs are DICOM objects: {', '.join(offered)}")
         return self
 
@@ -172,6 +177,7 @@ class Destination(_Strict):
         default=None, description="by default qido for stow, commitment for dimse"
     )
     qido: DicomwebPeer | None = Field(default=None, description="where to ask, when it is not the STOW server")
+    profile: str = Field(default="", description="how it wants its objects: a destination profile; `default` else")
 
     @model_validator(mode="after")
     def _one_way(self) -> Destination:
@@ -225,8 +231,8 @@ class Routing(_Strict):
         return self
 
 
-def read_routing(path: Path | None) -> Routing:
-    """Raises: RoutingInvalid."""
+def read_routing(path: Path | None, profiles_dir: Path | None = None) -> Routing:
+    """Args: profiles_dir: the site's own destination profiles, which the file may name. Raises: RoutingInvalid."""
     if path is None:
         return Routing()
     try:
@@ -237,7 +243,19 @@ def read_routing(path: Path | None) -> Routing:
         mark = getattr(error, "problem_mark", None)
         raise RoutingInvalid(f"the routing file is no YAML{f', line {mark.line + 1}' if mark else ''}") from error
     try:
-        return Routing.model_validate(document or {})
+        routing = Routing.model_validate(document or {})
     except ValidationError as error:
         places = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)]
         raise RoutingInvalid("\n".join(places)) from error
+    _check_profiles(routing, profiles_dir)
+    return routing
+
+
+def _check_profiles(routing: Routing, profiles_dir: Path | None) -> None:
+    named = {f"destinations.{name}": item.profile for name, item in routing.destinations.items()}
+    named |= {f"rules.{number}": rule.profile for number, rule in enumerate(routing.rules)}
+    for place, name in named.items():
+        try:
+            profile_named(name, profiles_dir)
+        except UnknownProfile as error:
+            raise RoutingInvalid(f"{place}.profile: {error.detail}") from error

@@ -11,12 +11,12 @@ from service.rules.document import Routing, RoutingInvalid, read_routing
 class ReloadingRouting:
     """`current` is always valid. Threads may share it."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, profiles_dir: Path | None = None) -> None:
         """Raises: RoutingInvalid."""
-        self._path = path
+        self._path, self._profiles_dir = path, profiles_dir
         self._lock = threading.Lock()
         self._stamp = self._look()
-        self._routing = read_routing(path)
+        self._routing = read_routing(path, profiles_dir)
         self.refused = False  # whether the file's latest change is not in use
 
     @property
@@ -26,7 +26,7 @@ class ReloadingRouting:
             if stamp != self._stamp:
                 self._stamp = stamp
                 try:
-                    self._routing, self.refused = read_routing(self._path), False
+                    self._routing, self.refused = read_routing(self._path, self._profiles_dir), False
                 except RoutingInvalid:
                     self.refused = True
             return self._routing

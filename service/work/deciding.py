@@ -69,7 +69,7 @@ class Decider:
         if decision.rule is None:
             table.decide(held, decision=REFUSED, reason=decision.reason, jobs=())
             return decision.reason
-        job = self._job(held, decision)
+        job = self._job(held, decision, routing)
         if job is None:
             table.decide(held, decision=REFUSED, reason="awaiting-annotation", jobs=())
             return "awaiting-annotation"
@@ -86,7 +86,7 @@ class Decider:
         )
         return candidate, first
 
-    def _job(self, held: HeldSeries, decision: Decision) -> NewJob | None:
+    def _job(self, held: HeldSeries, decision: Decision, routing: Routing) -> NewJob | None:
         """None while the annotation that the rule asks for is not here."""
         rule = decision.rule
         assert rule is not None
@@ -95,11 +95,16 @@ class Decider:
         if prompts.annotation and not annotations and not prompts.text:
             return None
         organs = self._annotations(held, ("SEG",)) if prompts.organ_mask else []
-        return self._new_job(held, rule, annotations, organs)
+        return self._new_job(held, rule, annotations, organs, routing)
 
     def _new_job(
-        self, held: HeldSeries, rule: Rule, annotations: list[HeldInstance], organs: list[HeldInstance]
-    ) -> NewJob:  # fmt: skip
+        self,
+        held: HeldSeries,
+        rule: Rule,
+        annotations: list[HeldInstance],
+        organs: list[HeldInstance],
+        routing: Routing,
+    ) -> NewJob:
         plan = SeriesPlan(
             rule=rule.name,
             text=rule.prompts.text,
@@ -109,6 +114,7 @@ class Decider:
             bundle=rule.bundle,
             outputs=rule.outputs,
             destinations=rule.destinations,
+            profiles={name: rule.profile or routing.destinations[name].profile for name in rule.destinations},
         )
         marked = "+".join(sorted(item.object_key.rpartition("/")[2][:16] for item in annotations))
         return NewJob(
@@ -155,7 +161,7 @@ class Decider:
                 continue
             decision = decide(self._candidate(source)[0], routing)
             if decision.rule and held.modality in decision.rule.prompts.annotation:
-                job = self._job(source, decision)
+                job = self._job(source, decision, routing)
                 jobs += [job] if job else []
         return jobs
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from service.dicom.profiles import DEFAULT_PROFILE
+
 
 class _Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -24,8 +26,12 @@ class SeriesPlan(_Plan):
     annotations: tuple[str, ...] = ()  # SOP Instance UIDs that say where to look
     organ_mask: str | None = None  # SOP Instance UID of a SEG
     bundle: str | None = None
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] | None = None  # what each destination's profile sends by default
     destinations: tuple[str, ...]
+    profiles: dict[str, str] = {}  # of a destination: the name of its profile
+
+    def profile_of(self, destination: str) -> str:
+        return self.profiles.get(destination) or DEFAULT_PROFILE
 
 
 class DeliveryPlan(_Plan):
@@ -47,6 +53,7 @@ class RequestPlan(_Plan):
     format: str
     requested_by: str = ""  # who may fetch the result without being allowed to read everything
     profile: str = ""  # name of the destination profile; the default one else
+    bundle: str | None = None  # name and version, where the request named one; the default one else
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class Worker:
         self,
         ledger: Ledger,
         routing: ReloadingRouting,
-        engine: Engine,
+        engines: Sequence[Engine],
         settings: Settings,
         *,
         metrics: Metrics,
@@ -60,7 +60,7 @@ class Worker:
     ) -> None:
         self._ledger, self._routing, self._settings = ledger, routing, settings
         self._metrics, self._log, self._tracer = metrics, log, tracer
-        self._segmenter = Segmenter(ledger, engine, settings, audit, tracer)
+        self._segmenter = Segmenter(ledger, tuple(engines), settings, audit, tracer)
         self._deliverer = Deliverer(ledger, settings.dimse_ae_title, audit)
         self._decider = Decider(ledger, self._note_decision, max_attempts=settings.job_attempts, tracer=tracer)
         self._retainer = Retainer(ledger, settings, audit, lambda rule: metrics.deletions.labels(rule).inc())

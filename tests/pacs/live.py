@@ -6,7 +6,7 @@ import io
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class LiveGateway:
     def dicomweb(self) -> str:
         return f"{self.url}/dicom-web"
 
-    def wait_for(self, what: str, condition: Any, seconds: float = 60) -> Any:
+    def wait_for(self, what: str, condition: Any, seconds: float = 240) -> Any:
         """The first true answer of `condition`. Fails with `what` when there is none in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -64,19 +64,27 @@ class LiveGateway:
 def live_gateway(
     data_dir: Path,
     engine: Any = None,
+    others: Sequence[Any] = (),
     *,
     verify: ssl.SSLContext | bool = True,
     tracing: Tracing | None = None,
     **settings: Any,
 ) -> Iterator[LiveGateway]:
-    """Args: verify: how the client checks a gateway with a certificate."""
+    """Args: others: engines of further bundles; verify: how the client checks a gateway with a certificate."""
     port, log = free_port(), io.StringIO()
     dimse_port = free_port()
     chosen = {"min_free_bytes": 0, "dimse_port": dimse_port, "port": port} | settings
     read = Settings(data_dir=data_dir, **chosen)
-    app = create_app(read, engine=engine or FakeEngine(FAKE_BUNDLE), log_stream=log, tracing=tracing)
+    default = engine or FakeEngine(FAKE_BUNDLE)
+    app = create_app(read, engine=default, others=others, log_stream=log, tracing=tracing)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, ssl_context_factory=tls_of(read), access_log=False, log_level="critical"
+        app,
+        host="127.0.0.1",
+        port=port,
+        ssl_context_factory=tls_of(read),
+        access_log=False,
+        log_level="critical",
+        timeout_keep_alive=120,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -21,14 +21,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app, ledger_of, new_worker
+from service.app import create_app, ledger_of, new_worker, routing_of
 from service.audit.trail import AuditTrail
 from service.dicom.ingest import SeriesLimits, read_series
-from service.dimse.scp import storage_contexts
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
 from service.results import render
-from service.rules.reloading import ReloadingRouting
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.quiet import silence_foreign_libraries
@@ -57,10 +55,10 @@ def worker(settings_json: str) -> None:
     settings = read_settings(settings_json)
 
     async def run() -> None:
-        ledger, routing = ledger_of(settings), ReloadingRouting(settings.routing_file)
+        ledger, routing = ledger_of(settings), routing_of(settings)
         log = (settings.data_dir / "work.log").open("a", buffering=1)
         audit = AuditTrail(settings, lambda: None)
-        await new_worker(settings, ledger, routing, FakeEngine(TINY_BUNDLE), Metrics(), audit, log).run()
+        await new_worker(settings, ledger, routing, [FakeEngine(TINY_BUNDLE)], Metrics(), audit, log).run()
 
     asyncio.run(run())
 
@@ -77,7 +75,6 @@ def write_one_seg() -> None:
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are not waited for
     silence_foreign_libraries(lambda: None)
-    storage_contexts()
     write_one_seg()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -88,7 +85,7 @@ def main() -> None:
         if child:
             print(child, flush=True)
             continue
-        os.close(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # closed, its number would be a socket's, which libuv forbids
         while True:  # as a supervisor does: one that cannot start, for want of its database, is started again
             try:
                 {"gateway": gateway, "worker": worker}[order["kind"]](settings_json)

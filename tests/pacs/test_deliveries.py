@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from pydicom import Dataset, dcmread
 
+from contract.tensors import LABEL_BOX_MIN, LABEL_FOREGROUND
 from service.delivery import deliver as deliver_module
 from service.ledger import circuits as circuits_module
 from service.ledger import jobs as jobs_module
 from service.ledger.report import reconcile
-from tests.fakes.engine import TINY_BUNDLE, FakeEngine
+from tests.fakes.engine import FAKE_BUNDLE, TINY_BUNDLE, FakeEngine
 from tests.pacs.fake_pacs import FakePacs, fake_pacs
 from tests.pacs.live import LiveGateway, live_gateway
 from tests.pacs.stow import store
 from tests.phantoms import PhantomSeries, write_ct_series
 
-RULE = {"name": "any", "match": {"Modality": "CT"}, "prompts": {"text": "liver tumour"}, "destinations": ["pacs"]}
+RULE = {
+    "name": "any",
+    "match": {"Modality": "CT"},
+    "prompts": {"text": "liver tumour"},
+    "outputs": ["seg"],
+    "destinations": ["pacs"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +86,8 @@ def test_a_destination_that_is_down_is_tried_until_it_is_back(gateway, pacs, tmp
     pacs.mode = "breaks"
     store(gateway.client, phantom(tmp_path).paths)
     gateway.wait_for("three failures", lambda: gateway.client.get("/ledger").json()["circuits"])
-    gateway.wait_for("an open circuit", lambda: gateway.ledger.circuits.open_destinations() == ["pacs"])
-    assert 'tags_circuit_open{destination="pacs"} 1.0' in gateway.client.get("/metrics").text
+    shown = 'tags_circuit_open{destination="pacs"} 1.0'
+    gateway.wait_for("an open circuit", lambda: shown in gateway.client.get("/metrics").text)
     pacs.mode = "good"
     gateway.wait_for("the delivery", gateway.all_done)
     assert list(pacs.posts.values()) == [1]
@@ -139,15 +148,75 @@ def test_a_bad_study_is_refused_with_its_reason_and_the_next_is_delivered(gatewa
     assert "CANARY" not in str(gateway.jobs())
 
 
-def test_a_late_image_makes_a_new_revision_whose_job_names_the_earlier_one(gateway, pacs, tmp_path):
-    sent = phantom(tmp_path)
-    store(gateway.client, sent.paths[:-1])
-    gateway.wait_for("the first result", gateway.all_done)
-    first = one_job(gateway, "series")
-    store(gateway.client, sent.paths[-1:])
-    gateway.wait_for("the second result", lambda: len(pacs.held) == 2 and gateway.all_done())
-    second = next(job for job in gateway.jobs() if job["kind"] == "series" and job["id"] != first["id"])
+def delivered(pacs: FakePacs) -> list[Dataset]:
+    """In the order in which they came."""
+    return [dcmread(io.BytesIO(content)) for content in pacs.held.values()]
+
+
+def test_a_late_image_makes_a_revision_whose_job_and_objects_name_the_earlier_ones(tmp_path, pacs):
+    file = write_routing(tmp_path, pacs, RULE | {"outputs": ["seg", "sr"]})
+    with live_gateway(tmp_path / "data", routing_file=file) as gateway:
+        sent = phantom(tmp_path)
+        store(gateway.client, sent.paths[:-1])
+        gateway.wait_for("the first result", lambda: len(pacs.held) == 2 and gateway.all_done())
+        first = one_job(gateway, "series")
+        store(gateway.client, sent.paths[-1:])
+        gateway.wait_for("the second result", lambda: len(pacs.held) == 4 and gateway.all_done())
+        second = next(job for job in gateway.jobs() if job["kind"] == "series" and job["id"] != first["id"])
     assert (second["predecessor_id"], second["series_revision"]) == (first["id"], 2)
+    seg, report, later_seg, later_report = delivered(pacs)
+    assert [item.Modality for item in (seg, report, later_seg, later_report)] == ["SEG", "SR", "SEG", "SR"]
+    assert later_seg.SegmentSequence[0].TrackingUID == seg.SegmentSequence[0].TrackingUID
+    assert later_seg.SourceInstanceSequence[0].ReferencedSOPInstanceUID == seg.SOPInstanceUID
+    (study,) = later_report.PredecessorDocumentsSequence
+    named = study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert named == report.SOPInstanceUID
+
+
+def test_each_destination_gets_what_its_profile_says(tmp_path, pacs):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "parts.yaml").write_text(
+        "{description: SEG in parts, objects: [seg], seg_frame_limit: 2, series_description: Parts}"
+    )
+    with fake_pacs() as planning:
+        rule = {name: value for name, value in RULE.items() if name != "outputs"}
+        file = write_routing(
+            tmp_path,
+            pacs,
+            rule | {"destinations": ["archive", "planning"]},
+            archive={"stow": {"url": pacs.url}, "profile": "parts"},
+            planning={"stow": {"url": planning.url}, "profile": "eclipse"},
+        )
+        with live_gateway(tmp_path / "data", routing_file=file, profiles_dir=tmp_path / "profiles") as gateway:
+            store(gateway.client, write_ct_series(tmp_path / "sent").paths)  # whose tumour has several slices
+            gateway.wait_for("both deliveries", lambda: planning.held and gateway.all_done())
+        (structures,) = delivered(planning)
+    assert structures.Modality == "RTSTRUCT"
+    parts = delivered(pacs)
+    assert len(parts) > 1
+    assert {(part.Modality, part.SeriesDescription) for part in parts} == {("SEG", "Parts")}
+
+
+def test_a_rule_may_name_a_profile_and_another_loaded_bundle(tmp_path, pacs):
+    file = write_routing(tmp_path, pacs, RULE | {"outputs": None, "profile": "eclipse", "bundle": "old"})
+    old = FakeEngine(replace(FAKE_BUNDLE, name="old"))
+    default = FakeEngine(FAKE_BUNDLE)
+    with live_gateway(tmp_path / "data", default, [old], routing_file=file) as gateway:
+        store(gateway.client, phantom(tmp_path).paths)
+        gateway.wait_for("the delivery", gateway.all_done)
+        assert one_job(gateway, "series")["bundle"] == "old 0"
+    assert ("encode" in old.calls, "encode" in default.calls) == (True, False)
+    assert [item.Modality for item in delivered(pacs)] == ["RTSTRUCT"]
+
+
+def test_a_bundle_that_is_not_loaded_ends_in_a_dead_letter_that_says_so(tmp_path, pacs):
+    file = write_routing(tmp_path, pacs, RULE | {"bundle": "absent"})
+    with live_gateway(tmp_path / "data", routing_file=file, job_attempts=2) as gateway:
+        store(gateway.client, phantom(tmp_path).paths)
+        gateway.wait_for("the dead letter", lambda: [job for job in gateway.jobs() if job["state"] == "dead"])
+        dead = one_job(gateway, "series")
+    assert dead["reason"] == "model-not-ready"
+    assert "fake 0" in dead["detail"]
 
 
 def test_the_senders_notice_ends_the_waiting(tmp_path, pacs):
@@ -178,8 +247,8 @@ def test_the_expected_number_of_images_ends_the_waiting(tmp_path, pacs):
         gateway.wait_for("the delivery", gateway.all_done)
 
 
-def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
-    """A GSPS with one arrow tip on the tumour, as a reader's workstation stores it."""
+def presentation_state(sent: PhantomSeries, directory: Path, *, length: int) -> Path:
+    """A GSPS with one place on the tumour, or a measured length of so many pixels, as a workstation stores it."""
     index, row, column = (round(float(value)) for value in sent.geometry.to_index(sent.centre_lps_mm[None])[0])
     source = dcmread(sent.paths[index])
     state = Dataset()
@@ -191,8 +260,10 @@ def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
     state.SeriesInstanceUID, state.Modality = "1.2.826.0.1.3680043.8.498.78", "PR"
     image, graphic, annotation = Dataset(), Dataset(), Dataset()
     image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
-    graphic.GraphicAnnotationUnits, graphic.GraphicDimensions, graphic.NumberOfGraphicPoints = "PIXEL", 2, 1
-    graphic.GraphicData, graphic.GraphicType, graphic.GraphicFilled = [column + 1, row + 1], "POINT", "N"
+    ends = [column - length // 2 + 1, row + 1, column + length // 2 + 1, row + 1] if length else [column + 1, row + 1]
+    graphic.GraphicAnnotationUnits, graphic.GraphicDimensions = "PIXEL", 2
+    graphic.GraphicData, graphic.NumberOfGraphicPoints = ends, len(ends) // 2
+    graphic.GraphicType, graphic.GraphicFilled = "POLYLINE" if length else "POINT", "N"
     annotation.ReferencedImageSequence, annotation.GraphicObjectSequence = [image], [graphic]
     annotation.GraphicLayer = "TUMOUR"
     state.GraphicAnnotationSequence = [annotation]
@@ -200,9 +271,11 @@ def presentation_state(sent: PhantomSeries, directory: Path) -> Path:
     return directory / "state.dcm"
 
 
-def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs):
+@pytest.mark.parametrize(("length", "label"), [(0, LABEL_FOREGROUND), (8, LABEL_BOX_MIN)])
+def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs, length, label):
     rule = RULE | {"prompts": {"annotation": ["PR"]}}
-    with live_gateway(tmp_path / "data", routing_file=write_routing(tmp_path, pacs, rule)) as gateway:
+    engine = FakeEngine(FAKE_BUNDLE)
+    with live_gateway(tmp_path / "data", engine, routing_file=write_routing(tmp_path, pacs, rule)) as gateway:
         sent = phantom(tmp_path)
         store(gateway.client, sent.paths)
 
@@ -210,11 +283,12 @@ def test_an_annotation_that_arrives_later_is_the_prompt(tmp_path, pacs):
             return reconcile(gateway.ledger.database).by_fate == {("refused", "awaiting-annotation"): 8}
 
         gateway.wait_for("the waiting", waits)
-        assert store(gateway.client, [presentation_state(sent, tmp_path)]).status_code == 200
+        assert store(gateway.client, [presentation_state(sent, tmp_path, length=length)]).status_code == 200
         gateway.wait_for("the delivery", gateway.all_done)
         assert len(pacs.held) == 1
         assert reconcile(gateway.ledger.database).by_fate == {("delivered", ""): 8, ("refused", "annotation"): 1}
         assert one_job(gateway, "series")["found"] is True
+    assert label in engine.placed[0].point_labels
 
 
 @pytest.mark.slow

@@ -137,7 +137,8 @@ def test_a_delivery_by_c_store_ends_when_it_is_committed(tmp_path, monkeypatch, 
     monkeypatch.setattr(deliver_module, "COMMITMENT_WAIT_S", 3.0)
     with node(commits=commits) as (port, stored):
         file = tmp_path / "routing.yaml"
-        rule = {"name": "any", "match": {"Modality": "CT"}, "prompts": {"text": "t"}, "destinations": ["node"]}
+        rule = {"name": "any", "match": {"Modality": "CT"}, "prompts": {"text": "t"}, "outputs": ["seg"]}
+        rule |= {"destinations": ["node"]}
         destination = {"dimse": {"host": "127.0.0.1", "port": port, "ae_title": "NODE", "timeout_s": 10}}
         file.write_text(
             yaml.safe_dump({"completeness": {"quiet_s": 0.5}, "destinations": {"node": destination}, "rules": [rule]})

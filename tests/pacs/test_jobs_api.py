@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,16 @@ def gateway(tmp_path: Path) -> Iterator[LiveGateway]:
 
 
 def submit(
-    gateway: LiveGateway, phantom: PhantomSeries, prompts: dict[str, Any] | None = None, format: str = "json"
+    gateway: LiveGateway,
+    phantom: PhantomSeries,
+    prompts: dict[str, Any] | None = None,
+    format: str = "json",
+    **wishes: str,
 ) -> httpx.Response:
     click = {"points": [{"lps_mm": phantom.centre_lps_mm.tolist()}]}
     return gateway.client.post(
         "/segment",
-        params={"format": format},
+        params={"format": format, **wishes},
         files=[("files", (path.name, path.read_bytes())) for path in phantom.paths],
         data={"prompts": json.dumps(prompts or click)},
         headers={"Prefer": "respond-async, wait=1"},
@@ -68,6 +73,17 @@ def test_a_seg_is_an_answer_like_any_other(gateway, phantom):
     ended(gateway, address)
     seg = dcmread(io.BytesIO(gateway.client.get(f"{address}/result").content))
     assert (seg.Modality, seg.StudyInstanceUID) == ("SEG", phantom.study_instance_uid)
+
+
+def test_a_request_that_does_not_wait_may_name_a_bundle_and_a_profile(tmp_path, phantom):
+    old, default = FakeEngine(replace(FAKE_BUNDLE, name="old")), FakeEngine(FAKE_BUNDLE)
+    with live_gateway(tmp_path / "data", default, [old]) as gateway:
+        wishes = {"bundle": "old", "profile": "pacs-without-seg"}
+        address = submit(gateway, phantom, format="sc", **wishes).headers["location"]
+        assert ended(gateway, address)["bundle"] == "old 0"
+        result = gateway.client.get(f"{address}/result")
+    assert (result.headers["tags-bundle"], result.headers["content-type"]) == ("old 0", "application/zip")
+    assert ("encode" in old.calls, "encode" in default.calls) == (True, False)
 
 
 def test_events_tell_of_each_change_and_end_with_the_job(tmp_path, phantom):

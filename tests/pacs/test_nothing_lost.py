@@ -108,7 +108,14 @@ def cluster(
     directory: Path, pacs: FakePacs, *, replicas: int, database_url: str = ""
 ) -> Iterator[tuple[Nursery, list[Replica]]]:
     routing = directory / "routing.yaml"
-    rule = {"name": "any", "match": {"Modality": "CT"}, "prompts": {"text": "liver tumour"}, "destinations": ["pacs"]}
+    prompts = {"text": "liver tumour"}
+    rule = {
+        "name": "any",
+        "match": {"Modality": "CT"},
+        "prompts": prompts,
+        "outputs": ["seg"],
+        "destinations": ["pacs"],
+    }
     destinations = {"pacs": {"stow": {"url": pacs.url, "timeout_s": 10}}}
     routing.write_text(
         yaml.safe_dump({"completeness": {"quiet_s": 2.0}, "destinations": destinations, "rules": [rule]})

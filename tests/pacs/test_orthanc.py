@@ -32,6 +32,7 @@ def routing(destination: dict) -> dict:
                 "name": "liver",
                 "match": {"Modality": "CT", "BodyPartExamined": "ABDOMEN", "instances": {"at_least": 10}},
                 "prompts": {"text": "liver tumour", "target": "liver"},
+                "outputs": ["seg", "sr"],
                 "destinations": ["pacs"],
             }
         ],
@@ -104,6 +105,7 @@ def test_pushed_by_stow_the_seg_comes_back_by_stow(pacs, tmp_path):
     seg = gateway.wait_for("the SEG in Orthanc", lambda: seg_of(orthanc, phantom))
     holds(seg, phantom)
     gateway.wait_for("the end of all jobs", gateway.all_done)
+    assert len(orthanc.instances(StudyInstanceUID=phantom.study_instance_uid, Modality="SR")) == 1
     delivery = next(job for job in gateway.jobs() if job["kind"] == "delivery")
     assert (delivery["verified"], delivery["lane"]) == ("qido", "pacs")
     again = orthanc.push_by_stow(orthanc.find("Series", SeriesInstanceUID=phantom.series_instance_uid))

@@ -67,7 +67,7 @@ def test_the_page_shows_receipt_progress_failure_replay_and_delivery_live(browse
             page.click("#jobs tr:has-text('delivery') button:text('Replay')")
             page.wait_for_selector(f"{series} td.delivered")
             assert page.locator("#jobs button").count() == 0
-            assert len(pacs.held) == 1
+            assert len(pacs.held) == 4  # SEG, structure set, report, picture: the default profile
             assert "CANARY" not in page.content()
 
 

@@ -125,6 +125,7 @@ WRONG = {
         "destinations": PACS,
         "rules": [{"name": "a", "match": {}, "prompts": {"text": "t"}, "outputs": ["nifti"], "destinations": ["pacs"]}],
     },
+    "a profile that is not there": {"destinations": {"pacs": PACS["pacs"] | {"profile": "secret"}}},
     "two ways to one destination": {
         "destinations": {"pacs": PACS["pacs"] | {"dimse": {"host": "h", "port": 1, "ae_title": "A"}}}
     },
@@ -182,7 +183,7 @@ def test_the_command_shows_what_would_happen_and_no_name(tmp_path):
         app, ["rules", "test", str(tmp_path / "r.yaml"), str(tmp_path / "dicom")]
     )
     assert result.exit_code == 0, result.output
-    assert "abdomen: seg to pacs, routine" in result.output
+    assert "abdomen: the profile's objects to pacs, routine" in result.output
     assert "refused: no-rule" in result.output
     assert "instances is not at least 4" in result.output
     assert "CANARY" not in result.output
