@@ -203,7 +203,7 @@ def conformance() -> None:
     """Print the DICOM conformance statement of this configuration, as Markdown."""
     with reported_errors():
         settings = read_settings()
-        text = statement(settings, read_routing(settings.routing_file), create_app(settings))
+        text = statement(settings, read_routing(settings.routing_file, settings.profiles_dir), create_app(settings))
     typer.echo(text, nl=False)
 
 

@@ -91,7 +91,7 @@ async def job_result(request: Request, gateway: SharedGateway, job_id: JobId) ->
     headers = {
         "Content-Disposition": f'attachment; filename="{view.output["file_name"]}"',
         "Server-Timing": view.output["server_timing"],
-        "TAGS-Bundle": view.output["bundle"],
+        "TAGS-Bundle": view.output.get("bundle", "unknown"),  # of a job from before bundles were noted
         "Cache-Control": "no-store",
     }
     return Response(await to_thread.run_sync(content), media_type=view.output["media_type"], headers=headers)

@@ -35,7 +35,7 @@ def check_routing(settings: Settings) -> tuple[Routing, list[Check]]:
     if settings.routing_file is None:
         return Routing(), [Check("routing", "skipped", "TAGS_ROUTING_FILE is not set: nothing is segmented by itself")]
     try:
-        routing = read_routing(settings.routing_file)
+        routing = read_routing(settings.routing_file, settings.profiles_dir)
     except RoutingInvalid as error:
         fix = "Correct TAGS_ROUTING_FILE; `tags rules test` explains each decision by it."
         return Routing(), [Check("routing", "red", str(error), fix)]
