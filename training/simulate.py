@@ -33,9 +33,9 @@ from training.scene import Phantom
 from training.tissues import TARGETS
 
 ANY_SIZE = 0.5  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
-TEXT_ALONE = 0.65  # share of anatomy samples
+TEXT_ALONE = 0.4  # share of anatomy samples
 BOX, PREVIOUS_MASK = 0.45, 0.20  # shares of the others that may have them; the rest has clicks only
-TEXT_ABSENT = 0.2  # share of text-alone samples that ask for what the scan does not show
+TEXT_ABSENT = 0.4  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
 ORGAN_MASK = 0.3
 CLOSE_UPS = 8  # samples cut out of one phantom in a first stage
