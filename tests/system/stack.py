@@ -187,9 +187,12 @@ def running_stack(directory: Path) -> Iterator[Stack]:
         parts["triton"].enter_context(triton)
         orthanc = parts["orthanc"].enter_context(
             running_orthanc(
-                directory / "orthanc", tags_url=url, tags_dimse_port=dimse_port, tags_key=pacs_key,
+                directory / "orthanc",
+                tags_url=url,
+                tags_dimse_port=dimse_port,
+                tags_key=pacs_key,
                 ca_file=str(directory / "certificate.pem"),
-            )  # fmt: skip
+            )
         )
         write_routing(routing, orthanc)
         settings = {

@@ -148,7 +148,7 @@ def strangers_are_refused(stack: Stack) -> None:
 
 
 def pacs_path(stack: Stack, directory: Path) -> None:
-    """Orthanc pushes CT and annotation by STOW-RS through nginx, with its key; the SEG comes back and is proved there."""
+    """Orthanc pushes CT and annotation by STOW-RS through nginx, with its key; the SEG comes back and is proved."""
     directory.mkdir()
     phantom = write_ct_series(directory / "ct", study="pacs", series="pacs")
     annotation = annotation_of(phantom, directory)
@@ -214,8 +214,8 @@ def examined_green(stack: Stack, directory: Path) -> str:
     assert status == 0
     for name in (
         "database", "object store", "bundle", "engine", "destination pacs: retrieve", "destination node: retrieve",
-        "service", "certificate", "DICOM port", "access: strangers", "access: own key", "access: issuer",
-        "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
+        "service", "certificate", "DICOM port", "access: issuer", "access: strangers", "access: own key",
+        "access: expiry",        "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
     ):  # fmt: skip
         assert checks[name]["state"] == "green", checks.get(name)
     assert (directory / "acceptance.pdf").read_bytes().startswith(b"%PDF-")
@@ -225,22 +225,25 @@ def examined_green(stack: Stack, directory: Path) -> str:
 def examined_red(stack: Stack) -> str:
     stack.limit_bodies("1m")
     stack.take_away("orthanc")
-    red = reds(stack)
+    red = reds(stack, TAGS_PROBE_KEY=stack.issuer.token("segment", "read", exp=int(time.time()) - 600))
+    assert "Renew the token" in red["access: own key"]
     assert "client_max_body_size" in red["body limit: /segment"]
     assert "client_max_body_size" in red["body limit: /dicom-web/studies"]
     assert "Start the server" in red["destination pacs: query"]
     assert "Start the node" in red["destination node: echo"]
+    stack.take_away("issuer")
     stack.take_away("triton")
     stack.take_away("database")
     more = reds(stack)
+    assert "TAGS_OIDC_ISSUER" in more["access: issuer"]
     assert "Start Triton" in more["engine"]
     assert "TAGS_DATABASE_URL" in more["database"]
     assert "engine" in more["service"]
     return f"doctor, parts taken away: red for {', '.join(sorted({*red, *more}))}"
 
 
-def reds(stack: Stack) -> dict[str, str]:
+def reds(stack: Stack, **settings: str) -> dict[str, str]:
     """The fix for each check that is red."""
-    status, document = stack.doctor("--no-store")
+    status, document = stack.doctor("--no-store", **settings)
     assert status == 1
     return {check["name"]: check["fix"] for check in document["checks"] if check["state"] == "red"}
