@@ -5,7 +5,8 @@ A leaf's docstring says what happened and what to do; `docs/errors.md` and the p
 TagsError
 ├── RequestRefused      MalformedRequest 400, UnknownPath 404, UnknownBundle 404, MethodNotAllowed 405,
 │                       NotAcceptable 406, UploadStalled 408, UploadTooLarge 413,
-│                       UnsupportedMediaType 415, UnsupportedTransferSyntax 415, UnknownProfile 400
+│                       UnsupportedMediaType 415, UnsupportedTransferSyntax 415, UnknownProfile 400,
+│                       NotDeidentifiable 422
 ├── AccessRefused       Unauthenticated 401, RoleMissing 403, ForeignOrigin 403, ForeignHost 421, TooManyRequests 429,
 │                       AuthenticationUnavailable, AuditUnavailable 503
 ├── SeriesRefused       NotDicom, NoUsableSeries, SeveralSeries, UnknownSeries, MixedSeries, MissingSlice,
@@ -101,6 +102,13 @@ class UnsupportedTransferSyntax(RequestRefused):
     Endian, for example with `gdcmconv --raw`."""
 
     status, slug, title = 415, "unsupported-transfer-syntax", "No decoder for this transfer syntax"
+
+
+class NotDeidentifiable(RequestRefused):
+    """De-identified processing was asked for, and cannot be had: no key is set here (TAGS_DEIDENTIFICATION_KEY), or an
+    image says by BurnedInAnnotation that words are burned into its pixels. Remove them, or ask without."""
+
+    status, slug, title = 422, "not-deidentifiable", "This cannot be processed without identity"
 
 
 class UnknownProfile(RequestRefused):

@@ -15,8 +15,10 @@ DICOM_MAGIC_OFFSET = 128
 
 def read_mask(path: Path, series: Series) -> np.ndarray:
     """(D, H, W) bool on the series' grid. Blocking. Raises: MaskMismatch, MalformedRequest."""
+    return read_seg(path, series) if is_dicom(path) else read_nifti(path, series.geometry)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file says that it is a DICOM Part 10 file."""
     with path.open("rb") as stream:
-        head = stream.read(DICOM_MAGIC_OFFSET + 4)
-    if head.endswith(b"DICM"):
-        return read_seg(path, series)
-    return read_nifti(path, series.geometry)
+        return stream.read(DICOM_MAGIC_OFFSET + 4)[DICOM_MAGIC_OFFSET:] == b"DICM"

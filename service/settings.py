@@ -120,6 +120,14 @@ class Settings(BaseSettings):
     profiles_dir: Path | None = None
     """Directory of the site's own destination profiles (NAME.yaml); one with the name of a shipped profile wins."""
 
+    deidentification_key: SecretStr = SecretStr("")
+    """Secret from which the UIDs and patient pseudonyms of de-identified processing follow, of 32 characters or more;
+    without it `POST /segment?deidentified=true` is refused. The same on every replica; another key gives others."""
+
+    deidentify_requests: bool = False
+    """Work on every `POST /segment` as if it said `deidentified=true`. Series that a PACS sends are not concerned:
+    their results go back into the patient's study."""
+
     data_dir: Path = Path("data")
     """Directory for what the service keeps between runs: ledger.db, objects/ and staging/, unless the next two settings
     name other places. It holds patient data."""

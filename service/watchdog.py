@@ -24,6 +24,7 @@ from uuid import uuid4
 import httpx
 import numpy as np
 from anyio import to_thread
+from pydicom import dcmread
 
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.phantom import Identity, write_phantom
@@ -177,9 +178,15 @@ def _slug(response: httpx.Response) -> str:
 
 
 def _mask_of(body: bytes, series: Series) -> np.ndarray:
-    """The SEG on the grid of the phantom, by the reader of masks that are sent to us."""
+    """The SEG on the grid of the phantom, by the reader of masks that are sent to us.
+
+    With TAGS_DEIDENTIFY_REQUESTS its UIDs are pseudonyms; it still lies where the phantom lies.
+    """
+    found = dcmread(io.BytesIO(body))
+    if found.get("PatientIdentityRemoved") == "YES":
+        found.FrameOfReferenceUID = series.geometry.frame_of_reference_uid
     with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
-        file.write(body)
+        found.save_as(file)
         file.flush()
         try:
             return read_seg(Path(file.name), series)

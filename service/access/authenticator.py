@@ -22,17 +22,7 @@ class Authenticator:
         self.is_open = not has_authentication(settings)  # listening on loopback only: `check_listening` sees to it
         self._by_proxy = settings.authenticated_by_proxy
         self._keys = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
-        self._issuer = (
-            Issuer(
-                settings.oidc_issuer,
-                audience=settings.oidc_audience,
-                roles_claim=settings.oidc_roles_claim,
-                jwks_url=settings.oidc_jwks_url,
-                ca_file=settings.oidc_ca_file,
-            )
-            if settings.oidc_issuer
-            else None
-        )
+        self._issuer = Issuer.of(settings) if settings.oidc_issuer else None
 
     async def close(self) -> None:
         if self._issuer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import jwt
 
 from service.access.caller import Caller, roles_named
 from service.errors import AuthenticationUnavailable, Unauthenticated
+from service.settings import Settings
 from service.tls import client_context
 
 # By key type and curve; a symmetric key ("oct") has none: who could check a token could make one.
@@ -36,6 +38,14 @@ REFETCH_S = 10.0  # at most one fetch in so long, however many tokens name unkno
 FETCH_TIMEOUT_S = 5.0
 MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_TOKEN_CHARACTERS = 16 * 1024
+
+
+class IssuerUnusable(Exception):
+    """No key can be had from the issuer. `detail` says why, `fix` what to do; both are safe text."""
+
+    def __init__(self, detail: str, fix: str = "") -> None:
+        super().__init__(detail)
+        self.detail, self.fix = detail, fix
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,23 @@ class Issuer:
         self._keys: dict[str, _Key] = {}
         self._fetched_at = self._tried_at = -STALE_S
 
+    @classmethod
+    def of(cls, settings: Settings) -> Issuer:
+        """The one of TAGS_OIDC_ISSUER."""
+        return cls(
+            settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            roles_claim=settings.oidc_roles_claim,
+            jwks_url=settings.oidc_jwks_url,
+            ca_file=settings.oidc_ca_file,
+        )
+
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def published(self) -> int:
+        """How many keys it publishes now that tokens may be signed with. Raises: IssuerUnusable."""
+        return len(await self._published())
 
     async def caller(self, token: str) -> Caller:
         """Raises: Unauthenticated; AuthenticationUnavailable: the issuer's keys cannot be had."""
@@ -116,23 +141,35 @@ class Issuer:
 
     async def _fetch(self) -> None:
         """Replace the keys; leave them as they are when the issuer does not answer as it should."""
+        with suppress(IssuerUnusable):
+            self._keys, self._fetched_at = await self._published(), time.monotonic()
+
+    async def _published(self) -> dict[str, _Key]:
+        """At least one key, by its id. Raises: IssuerUnusable."""
         try:
             address = self._jwks_url or self._same_host((await self._document(self._discovery))["jwks_uri"])
             listed = (await self._document(address))["keys"]
             keys = {str(item.get("kid", "")): key for item in listed if (key := _usable(item))}
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-            return
-        if keys:
-            self._keys, self._fetched_at = keys, time.monotonic()
+        except httpx.HTTPStatusError as error:
+            raise IssuerUnusable(f"it answers {error.response.status_code}") from error
+        except httpx.HTTPError as error:
+            raise IssuerUnusable(f"it cannot be reached: {type(error).__name__}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IssuerUnusable("its discovery document or its key set is not as it should be") from error
+        if not keys:
+            raise IssuerUnusable(
+                "it publishes no key that can be used", "Let it sign with RSA, EC or Ed25519 keys and publish them."
+            )
+        return keys
 
     @property
     def _discovery(self) -> str:
         return f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
 
     def _same_host(self, address: str) -> str:
-        """Raises: ValueError: the discovery document leads elsewhere; TAGS_OIDC_JWKS_URL can name such a place."""
+        """Raises: IssuerUnusable: the discovery document leads elsewhere."""
         if urlsplit(address)[:2] != urlsplit(self._issuer)[:2]:
-            raise ValueError("jwks_uri is on another host")
+            raise IssuerUnusable("its keys are on another host", "Name that place in TAGS_OIDC_JWKS_URL.")
         return address
 
     async def _document(self, address: str) -> dict[str, Any]:
@@ -144,8 +181,12 @@ class Issuer:
                 if len(content) > MAX_DOCUMENT_BYTES:
                     raise ValueError("the document is too long")
         document = httpx.Response(200, content=content).json()
-        if not isinstance(document, dict) or document.get("issuer", self._issuer) != self._issuer:
-            raise ValueError("this is not the issuer's document")
+        if not isinstance(document, dict):
+            raise ValueError("this is no document of an issuer")
+        if document.get("issuer", self._issuer) != self._issuer:
+            raise IssuerUnusable(
+                "its discovery document names another issuer", "Write it exactly as it is named there."
+            )
         return document
 
 

@@ -9,6 +9,8 @@ from ipaddress import ip_address
 
 from service.settings import Settings
 
+SHORTEST_KEY = 32  # characters: what is shorter could be tried through
+
 
 class ListeningRefused(ValueError):
     """The settings would open the service to others without authentication. The text says what to set."""
@@ -54,6 +56,11 @@ def _check_consistent(settings: Settings) -> None:
         raise ListeningRefused("TAGS_AUTHENTICATED_BY_PROXY means that nothing is checked here: set no issuer or keys")
     if settings.audit_required and not (settings.audit_file or settings.audit_syslog):
         raise ListeningRefused("TAGS_AUDIT_REQUIRED needs TAGS_AUDIT_FILE or TAGS_AUDIT_SYSLOG")
+    key = settings.deidentification_key.get_secret_value()
+    if settings.deidentify_requests and not key:
+        raise ListeningRefused("TAGS_DEIDENTIFY_REQUESTS needs TAGS_DEIDENTIFICATION_KEY")
+    if key and len(key) < SHORTEST_KEY:
+        raise ListeningRefused(f"TAGS_DEIDENTIFICATION_KEY has fewer than {SHORTEST_KEY} characters")
     if settings.tls_certificate_file is None and (settings.tls_client_ca_file or settings.dimse_tls):
         raise ListeningRefused("TAGS_TLS_CLIENT_CA_FILE and TAGS_DIMSE_TLS need TAGS_TLS_CERTIFICATE_FILE")
     if settings.dimse_tls_client_ca_file and not settings.dimse_tls:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.auditing import asking, audit
+from service.api.deidentifying import deidentified_upload, pseudonyms_for
 from service.api.disconnection import while_connected
 from service.api.gateway import Gateway, SharedGateway
 from service.api.negotiation import choose_format
@@ -68,6 +69,9 @@ async def post_segment(
     bundle: Annotated[
         str | None, Query(description="name and version of a loaded bundle; the default one else")
     ] = None,
+    deidentified: Annotated[
+        bool, Query(description="work on the series without its patient's identity; the results have pseudonyms")
+    ] = False,
 ) -> Response:
     """Research use only. Not for diagnosis or treatment.
 
@@ -81,8 +85,11 @@ async def post_segment(
     if profile:
         profile_named(profile, settings.profiles_dir)
     choose(gateway.engines, bundle)
+    pseudonyms = pseudonyms_for(settings, asked=deidentified)
     try:
         async with gateway.admission.place(), _upload(request, gateway, stages) as upload:
+            if pseudonyms:
+                upload = await deidentified_upload(request, gateway, upload, pseudonyms, stages)
             record.received_bytes, record.files = upload.received_bytes, len(upload.files)
             record.format = choose_format(query=format, field=upload.fields.get("format"), accept=accept)
             named = profile or upload.fields.get("profile", "").strip()

@@ -281,7 +281,7 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
     bits_allocated = _integer(dataset, "BitsAllocated") or 0
     bits_stored = _integer(dataset, "BitsStored") or bits_allocated
     rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
-    transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or _guessed_transfer_syntax(dataset))
+    transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or guessed_transfer_syntax(dataset))
     frames = max(_integer(dataset, "NumberOfFrames") or 1, 1)
     padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
     return Header(
@@ -316,7 +316,7 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
     )
 
 
-def _guessed_transfer_syntax(dataset: Dataset) -> str:
+def guessed_transfer_syntax(dataset: Dataset) -> str:
     """For a file without file meta information: what pydicom found the encoding to be."""
     implicit, little = dataset.original_encoding
     return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)

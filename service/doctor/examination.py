@@ -13,7 +13,7 @@ from typing import Any
 from anyio import to_thread
 
 from contract.bundle import Bundle
-from service.doctor import ingress, machine, model, storage
+from service.doctor import access, ingress, machine, model, storage
 from service.doctor.check import Check, examined
 from service.doctor.pacs import FIX_LISTENER, FIX_WEB, check_listener, check_peers
 from service.preview import RESEARCH_USE
@@ -140,6 +140,8 @@ class _Examiner:
     async def service(self) -> None:
         check_file = _thread(ingress.check_certificate_file, self._settings)
         self.note(await examined("certificate file", check_file, fix=ingress.FIX_FILE))
+        check_issuer = partial(access.check_issuer, self._settings)
+        self.note(await examined("access: issuer", check_issuer, fix=access.FIX_ISSUER))
 
         async def reach() -> Sequence[Check]:
             checks, offsets_s = await ingress.check_reach(self._settings)
@@ -155,7 +157,7 @@ class _Examiner:
             partial(ask, self._settings) for ask in (ingress.check_certificate, ingress.check_limits)
         )
         self.note(await examined("certificate", certificate, fix=ingress.FIX_CERTIFICATE))
-        self.note(await examined("access", partial(ingress.check_access, self._settings), fix=ingress.FIX_REACH))
+        self.note(await examined("access", partial(access.check_access, self._settings), fix=ingress.FIX_REACH))
         listener = _thread(check_listener, self._settings)
         self.note(await examined("DICOM port", listener, fix=FIX_LISTENER))
         self.note(await examined("body limit", limits, fix=ingress.FIX_REACH))

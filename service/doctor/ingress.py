@@ -1,4 +1,4 @@
-"""This service as its senders reach it: address, certificate, clock, tokens, body limits, and the phantom's journey.
+"""This service as its senders reach it: address, certificate, clock, body limits, and the phantom's journey.
 
 Body limits are asked for without a body: a proxy refuses by Content-Length alone (413), or asks for the body
 (100 Continue), or waits for it; the connection is then closed. Source: RFC 9110 10.1.1.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
@@ -41,9 +40,6 @@ FIX_LIMIT = (
     "Raise the limit of proxy or ingress (nginx: client_max_body_size; ingress-nginx: "
     "nginx.ingress.kubernetes.io/proxy-body-size) to at least"
 )
-FIX_KEY = "Set TAGS_PROBE_KEY to a key or token with the roles segment and read."
-FIX_OPEN = "Let the service ask for tokens or keys, or let the proxy before it do so: anyone who reaches it may use it."
-FIX_ISSUER = "Correct TAGS_OIDC_ISSUER and TAGS_OIDC_CA_FILE; this machine must reach the issuer."
 FIX_JOURNEY = "Look at the log lines with this request id; the other checks name the part."
 FIX_DICE = "Compare with the bundle's measured quality: the engine, its precision or the bundle is not what it was."
 
@@ -106,42 +102,6 @@ def check_certificate_file(settings: Settings) -> list[Check]:
     found = f"valid for {days:.0f} days more" if days > 0 else "it has expired"
     state: State = "red" if days <= 0 else "amber" if days < SOON_DAYS else "green"
     return [Check("certificate file", state, found, FIX_FILE if state != "green" else "")]
-
-
-async def check_access(settings: Settings) -> list[Check]:
-    """Whether strangers are kept out, and our own key is let in. Raises: httpx.HTTPError."""
-    checks = await _issuer(settings.oidc_issuer, settings.oidc_ca_file) if settings.oidc_issuer else []
-    async with own_client(settings) as client:
-        stranger = await client.get("/jobs", headers={"Authorization": ""})
-        known = await client.get("/jobs", params={"limit": "1"})
-    if stranger.status_code in (401, 403):
-        checks.append(Check("access: strangers", "green", f"they are refused with {stranger.status_code}"))
-    elif settings.oidc_issuer or settings.api_keys_file:
-        checks.append(Check("access: strangers", "red", "they are let in, though tokens are set up", FIX_OPEN))
-    elif is_loopback(urlsplit(own_url(settings)).hostname or ""):
-        checks.append(Check("access: strangers", "skipped", "no tokens are set up; only this machine reaches it"))
-    else:
-        checks.append(Check("access: strangers", "red", "anyone is let in", FIX_OPEN))
-    if known.status_code == httpx.codes.OK:
-        checks.append(Check("access: own key", "green", "the API answers"))
-    else:
-        checks.append(Check("access: own key", "red", f"the API answers {known.status_code}", FIX_KEY))
-    return checks
-
-
-async def _issuer(issuer: str, ca_file: Path | None) -> list[Check]:
-    address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-    try:
-        async with httpx.AsyncClient(
-            verify=client_context(ca_file=ca_file), timeout=CONNECT_S, trust_env=False
-        ) as client:
-            response = await client.get(address)
-        if response.status_code == httpx.codes.OK and response.json().get("issuer") == issuer:
-            return [Check("access: issuer", "green", "its discovery document names it")]
-        found = f"discovery answers {response.status_code}, or names another issuer"
-    except (httpx.HTTPError, ValueError, AttributeError) as error:
-        found = f"discovery failed: {type(error).__name__}"
-    return [Check("access: issuer", "red", found, FIX_ISSUER)]
 
 
 async def check_limits(settings: Settings) -> list[Check]:

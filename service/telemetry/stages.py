@@ -14,8 +14,8 @@ from service.telemetry.tracing import OFF, span
 class Stages:
     """Collects wall seconds per named stage, in order of first use. A stage entered twice adds up.
 
-    Each is a span of `tracer` too. Names in use: receive, unpack, headers, pixels, prepare, encode, text, decode,
-    restore, write, keep, deliver.
+    Each is a span of `tracer` too. Names in use: receive, unpack, deidentify, headers, pixels, prepare, encode,
+    text, decode, restore, write, keep, deliver.
     """
 
     def __init__(self, on_enter: Callable[[str], None] | None = None, tracer: Tracer = OFF) -> None:

@@ -93,8 +93,14 @@ class Orthanc:
 
 
 @contextmanager
-def running_orthanc(directory: Path, *, tags_url: str, tags_dimse_port: int, lua: bool = False) -> Iterator[Orthanc]:
+def running_orthanc(
+    directory: Path, *, tags_url: str, tags_dimse_port: int, lua: bool = False, tags_key: str = "", ca_file: str = ""
+) -> Iterator[Orthanc]:
+    """Args: tags_key: the API key with which it pushes. ca_file: certificates that it trusts for HTTPS."""
     directory.mkdir(parents=True)
+    tags: dict[str, Any] = {"Url": f"{tags_url}/dicom-web/"}
+    if tags_key:
+        tags["HttpHeaders"] = {"Authorization": f"Bearer {tags_key}"}
     port, dicom_port = free_port(), free_port()
     (directory / "route.lua").write_text(ROUTING_LUA)
     configuration = {
@@ -104,7 +110,8 @@ def running_orthanc(directory: Path, *, tags_url: str, tags_dimse_port: int, lua
         "Plugins": [str(PLUGIN)], "LuaScripts": [str(directory / "route.lua")] if lua else [],
         "UnknownSopClassAccepted": True, "DicomCheckCalledAet": True, "OverwriteInstances": False,
         "DicomModalities": {"tags": ["TAGS", "127.0.0.1", tags_dimse_port]},
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"tags": [f"{tags_url}/dicom-web/"]}},
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"tags": tags}},
+        "HttpsCACertificates": ca_file,
     }  # fmt: skip
     (directory / "orthanc.json").write_text(json.dumps(configuration))
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}

@@ -73,6 +73,13 @@ def test_what_it_sees_is_measured_and_nothing_of_it_is_left(gateway, tmp_path):
     assert '"kind": "watchdog"' in gateway.log.getvalue()
 
 
+def test_it_sees_as_well_where_every_request_is_deidentified(tmp_path, engine):
+    settings = {"deidentify_requests": True, "deidentification_key": "k" * 32}
+    with live_gateway(tmp_path / "data", engine, watchdog_interval_s=0.5, **settings) as gateway:
+        gateway.wait_for("a sighting", lambda: value(gateway, "tags_watchdog_last_success_timestamp_seconds") > 0)
+        assert value(gateway, "tags_watchdog_dice") > 0.8
+
+
 def test_an_engine_that_fails_is_counted_and_leaves_nothing_either(tmp_path):
     with live_gateway(
         tmp_path / "data", FakeEngine(error=ModelNotReady("gone")), watchdog_interval_s=0.5, job_attempts=1

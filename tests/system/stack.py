@@ -1,4 +1,5 @@
-"""The whole installation without containers: PostgreSQL, Orthanc, the CPU Triton, two gateways behind nginx with TLS.
+"""The whole installation without containers: PostgreSQL, Orthanc, the CPU Triton, two gateways with OIDC behind
+nginx with TLS.
 
 What enters: a directory. What leaves: a running `Stack`, every process of it ended with the context. Each part is the
 real program; a test that cannot have one skips with the reason.
@@ -26,12 +27,16 @@ import yaml
 
 from contract.bundle import load_bundle
 from demo.running import ROOT, free_port
+from service.access.caller import Role
+from service.access.keys import key_line, new_key
 from service.triton_install import TritonUnavailable, install
 from service.triton_server import Ports, TritonServer
 from tests.conftest import require
 from tests.pacs.orthanc import Orthanc, require_orthanc, running_orthanc
+from tests.security.issuer import AUDIENCE, TokenIssuer, token_issuer
 
 POSTGRES = Path("/usr/lib/postgresql")
+TOKEN_S = 30 * 86400  # the probe's token should not be over soon
 READY_S, STOP_S, DOCTOR_S = 300, 60, 900  # a busy machine takes its time
 BODY_LIMIT = "64g"  # TAGS_MAX_STORE_BYTES
 NGINX = """
@@ -107,19 +112,27 @@ class Stack:
     gateways: list[Gateway]
     orthanc: Orthanc
     triton: TritonServer
+    issuer: TokenIssuer
     parts: dict[str, ExitStack] = field(default_factory=dict)
 
     @property
     def certificate(self) -> Path:
         return self.directory / "certificate.pem"
 
-    def client(self) -> httpx.Client:
-        """Of the service through nginx, as a sender has it."""
+    def client(self, *roles: str) -> httpx.Client:
+        """Of the service through nginx, as a sender has it, with a token of these roles."""
+        token = self.issuer.token(*roles, exp=int(time.time()) + TOKEN_S)
         trust = ssl.create_default_context(cafile=str(self.certificate))
-        return httpx.Client(base_url=self.url, verify=trust, timeout=120, trust_env=False)
+        return httpx.Client(
+            base_url=self.url,
+            verify=trust,
+            timeout=120,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {token}"},
+        )
 
     def take_away(self, part: str) -> None:
-        """Stop "database", "orthanc" or "triton" for good."""
+        """Stop "database", "issuer", "orthanc" or "triton" for good."""
         self.parts.pop(part).close()
 
     def limit_bodies(self, limit: str) -> None:
@@ -128,10 +141,11 @@ class Stack:
         os.kill(int((self.directory / "nginx.pid").read_text()), signal.SIGHUP)
         time.sleep(2)
 
-    def doctor(self, *arguments: str) -> tuple[int, dict[str, Any]]:
-        """`tags doctor --json` with the settings of the first gateway. Returns: exit status and findings."""
+    def doctor(self, *arguments: str, **settings: str) -> tuple[int, dict[str, Any]]:
+        """`tags doctor --json` with the settings of the first gateway, but for `settings`. Returns: exit status and
+        findings."""
         command = [sys.executable, "-m", "service.cli", "doctor", "--json", *arguments]
-        environment = os.environ | self.gateways[0].settings
+        environment = os.environ | self.gateways[0].settings | settings
         done = subprocess.run(  # noqa: S603
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DOCTOR_S, check=False
         )
@@ -139,10 +153,14 @@ class Stack:
         return done.returncode, json.loads(done.stdout)
 
 
-def access_settings(directory: Path) -> dict[str, str]:
-    """Who may use the service. None yet: where the gateway checks tokens (TAGS_OIDC_ISSUER), an issuer of this test's
-    own starts here, and `Stack.client` and TAGS_PROBE_KEY carry its tokens."""
-    return {}
+def access_settings(issuer: TokenIssuer, keys_file: Path, pacs_key: str) -> dict[str, str]:
+    """Who may use the service: whoever has a token of the test's own issuer, and the PACS, which cannot renew one."""
+    keys_file.write_text(key_line("pacs", frozenset({Role.PUSH}), pacs_key) + "\n")
+    probe_token = issuer.token("segment", "read", exp=int(time.time()) + TOKEN_S)
+    return {
+        "TAGS_OIDC_ISSUER": issuer.url, "TAGS_OIDC_AUDIENCE": AUDIENCE, "TAGS_API_KEYS_FILE": str(keys_file),
+        "TAGS_PROBE_KEY": probe_token,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -158,16 +176,23 @@ def running_stack(directory: Path) -> Iterator[Stack]:
     directory.mkdir(parents=True, exist_ok=True)
     write_certificate(directory)
     bundle, port, dimse_port = load_bundle(ROOT / "model_repository"), free_port(), free_port()
-    url, routing = f"https://localhost:{port}", directory / "routing.yaml"
+    url, routing, pacs_key = f"https://localhost:{port}", directory / "routing.yaml", new_key()
     triton = TritonServer(bundle, installation, ports=Ports.free(), log=directory / "triton.log")
-    parts = {name: ExitStack() for name in ("database", "triton", "orthanc", "nginx")}
+    parts = {name: ExitStack() for name in ("issuer", "database", "triton", "orthanc", "nginx")}
     with ExitStack() as everything:
         for part in parts.values():
             everything.push(part)
+        issuer = parts["issuer"].enter_context(token_issuer())
         database_url = parts["database"].enter_context(postgres())
         parts["triton"].enter_context(triton)
         orthanc = parts["orthanc"].enter_context(
-            running_orthanc(directory / "orthanc", tags_url=url, tags_dimse_port=dimse_port)
+            running_orthanc(
+                directory / "orthanc",
+                tags_url=url,
+                tags_dimse_port=dimse_port,
+                tags_key=pacs_key,
+                ca_file=str(directory / "certificate.pem"),
+            )
         )
         write_routing(routing, orthanc)
         settings = {
@@ -176,7 +201,7 @@ def running_stack(directory: Path) -> Iterator[Stack]:
             "TAGS_PUBLIC_URL": url, "TAGS_PUBLIC_CA_FILE": str(directory / "certificate.pem"),
             "TAGS_READINESS_TIMEOUT_S": "60", "TAGS_JOB_LEASE_S": "120", "TAGS_MIN_FREE_BYTES": "0",
             "PACS_PASSWORD": "pacs-secret", "OMP_NUM_THREADS": "1",
-        } | access_settings(directory)  # fmt: skip
+        } | access_settings(issuer, directory / "keys", pacs_key)  # fmt: skip
         gateways = [
             Gateway(settings | {"TAGS_PORT": str(free_port())}, directory / f"gateway{number}.log")
             for number in range(2)
@@ -189,7 +214,7 @@ def running_stack(directory: Path) -> Iterator[Stack]:
             gateway.wait_until_ready()
         write_nginx(directory, gateways, port, BODY_LIMIT)
         parts["nginx"].enter_context(nginx(directory, port))
-        yield Stack(directory, url, database_url, gateways, orthanc, triton, parts)
+        yield Stack(directory, url, database_url, gateways, orthanc, triton, issuer, parts)
 
 
 def write_routing(file: Path, orthanc: Orthanc) -> None:

@@ -77,7 +77,7 @@ class Load:
     def send(self, stack: Stack, directory: Path, stop: threading.Event) -> None:
         """Series by STOW-RS, and a request that does not wait for each, until `stop`; every one again until it is
         answered well."""
-        with stack.client() as client:
+        with stack.client("push", "segment", "read") as client:
             for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
                 seed = f"{directory.name}-{number}"
                 phantom = write_ct_series(directory / str(number), shape_zyx=(6, 32, 32), study=seed, series=seed)
@@ -128,6 +128,7 @@ def wait_for(what: str, condition, seconds: float = SETTLE_S):
 
 def test_the_stack_does_its_work_survives_a_roll_out_and_is_examined(stack, tmp_path, capsys):
     said = []
+    strangers_are_refused(stack)
     pacs_path(stack, tmp_path / "pacs")
     said.append(rolling_restart(stack, tmp_path))
     said.append(examined_green(stack, tmp_path))
@@ -136,14 +137,25 @@ def test_the_stack_does_its_work_survives_a_roll_out_and_is_examined(stack, tmp_
         print("\n" + "\n".join(said))
 
 
+def strangers_are_refused(stack: Stack) -> None:
+    """Neither without a token, nor with one of another role or one that has expired."""
+    with stack.client("read") as reader:
+        assert reader.get("/jobs").status_code == 200
+        assert stored(reader, []).status_code == 403
+        assert reader.get("/jobs", headers={"Authorization": ""}).status_code == 401
+        expired = stack.issuer.token("read", exp=int(time.time()) - 600)
+        assert reader.get("/jobs", headers={"Authorization": f"Bearer {expired}"}).status_code == 401
+
+
 def pacs_path(stack: Stack, directory: Path) -> None:
-    """CT and annotation in by STOW-RS through nginx; the SEG comes to Orthanc and is proved there."""
+    """Orthanc pushes CT and annotation by STOW-RS through nginx, with its key; the SEG comes back and is proved."""
     directory.mkdir()
     phantom = write_ct_series(directory / "ct", study="pacs", series="pacs")
     annotation = annotation_of(phantom, directory)
     stack.orthanc.upload([*phantom.paths, annotation])
-    with stack.client() as client:
-        assert stored(client, [annotation, *phantom.paths]).status_code == 200
+    pushed = stack.orthanc.push_by_stow(stack.orthanc.find("Study", StudyInstanceUID=phantom.study_instance_uid))
+    assert pushed["State"] == "Success", pushed
+    with stack.client("read") as client:
 
         def ended() -> list[dict]:
             jobs = client.get("/jobs").json()["jobs"]
@@ -202,7 +214,8 @@ def examined_green(stack: Stack, directory: Path) -> str:
     assert status == 0
     for name in (
         "database", "object store", "bundle", "engine", "destination pacs: retrieve", "destination node: retrieve",
-        "service", "certificate", "DICOM port", "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
+        "service", "certificate", "DICOM port", "access: issuer", "access: strangers", "access: own key",
+        "access: expiry",        "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
     ):  # fmt: skip
         assert checks[name]["state"] == "green", checks.get(name)
     assert (directory / "acceptance.pdf").read_bytes().startswith(b"%PDF-")
@@ -212,22 +225,25 @@ def examined_green(stack: Stack, directory: Path) -> str:
 def examined_red(stack: Stack) -> str:
     stack.limit_bodies("1m")
     stack.take_away("orthanc")
-    red = reds(stack)
+    red = reds(stack, TAGS_PROBE_KEY=stack.issuer.token("segment", "read", exp=int(time.time()) - 600))
+    assert "Renew the token" in red["access: own key"]
     assert "client_max_body_size" in red["body limit: /segment"]
     assert "client_max_body_size" in red["body limit: /dicom-web/studies"]
     assert "Start the server" in red["destination pacs: query"]
     assert "Start the node" in red["destination node: echo"]
+    stack.take_away("issuer")
     stack.take_away("triton")
     stack.take_away("database")
     more = reds(stack)
+    assert "TAGS_OIDC_ISSUER" in more["access: issuer"]
     assert "Start Triton" in more["engine"]
     assert "TAGS_DATABASE_URL" in more["database"]
     assert "engine" in more["service"]
     return f"doctor, parts taken away: red for {', '.join(sorted({*red, *more}))}"
 
 
-def reds(stack: Stack) -> dict[str, str]:
+def reds(stack: Stack, **settings: str) -> dict[str, str]:
     """The fix for each check that is red."""
-    status, document = stack.doctor("--no-store")
+    status, document = stack.doctor("--no-store", **settings)
     assert status == 1
     return {check["name"]: check["fix"] for check in document["checks"] if check["state"] == "red"}
