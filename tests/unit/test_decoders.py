@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
+    HTJ2KLossless,
     JPEG2000,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -84,3 +85,17 @@ def test_a_broken_stream_gives_voxels_or_a_refusal(tmp_path, seed):
 
     with suppress(DamagedPixelData):
         assert np.isfinite(voxels(lossless_series(tmp_path, broken)[0])).all()
+
+
+def test_high_throughput_jpeg_2000_is_read_to_the_bit(tmp_path):
+    """Encoded by OpenJPH, decoded by OpenJPEG."""
+    (path,) = write_ct_series(tmp_path, shape_zyx=SHAPE).paths
+    dataset = dcmread(path)
+    stored = dataset.pixel_array
+    dataset.PixelData = encapsulate([imagecodecs.htj2k_encode(stored, reversible=True)])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+    dataset.save_as(path)
+    expected = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    np.testing.assert_array_equal(voxels(path)[0], expected)
