@@ -3,18 +3,21 @@
 Seeds are phantom series in every encoding, Enhanced objects, and masks (SEG, NIfTI). Each input is a seed with a few
 bytes changed, cut, doubled, spliced or overwritten, more often in the header than in the pixels. It goes the way of a
 request: ingest, every pixel, a previous mask, and the result objects. Allowed are a result and a refusal (4xx).
-Anything else, more time or memory than the limits, or a file left behind is a finding, kept under --keep.
+Anything else, more time or memory than the limits, or a file left behind is a finding, kept under --keep. The inputs
+are tried in a process of their own, so that one at which a decoder aborts or hangs is a finding too, not the end.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import resource
+import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +46,7 @@ from service.errors import TagsError
 from service.mask_file import read_mask
 from service.nifti import write_nifti
 from service.preview import key_image, patient_orientation
+from service.telemetry.quiet import silence_foreign_libraries
 from tests.enhanced import write_enhanced
 from tests.outcomes import outcome_of, read
 from tests.phantoms import write_ct_series
@@ -50,8 +54,10 @@ from tests.phantoms import write_ct_series
 SHAPE = (3, 32, 40)
 LIMITS = SeriesLimits(100, 10**7)
 SECONDS_LIMIT = 5.0  # CPU of one input; a sound one takes some 20 ms
+HANG_S = 120.0  # wall clock without a word from the process that tries the inputs
 MEMORY_LIMIT_MIB = 512  # that a whole run may add to the process
 HEADER_BYTES = 2200
+MASK = "mask"  # name of the file with the previous mask
 WRITTEN_EVERY = 4  # inputs: writing results costs ten times what reading does
 SYNTAXES = (
     ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
@@ -67,6 +73,16 @@ class Seeds:
     masks: list[bytes]
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One input: what came of it, CPU seconds, largest memory that its process has added, and what is wrong."""
+
+    outcome: str
+    seconds: float
+    grown_mib: float
+    finding: str = ""
+
+
 @dataclass
 class Report:
     """What became of a run."""
@@ -75,6 +91,15 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
+    grown_mib: float = 0.0
+
+    def add(self, attempt: Attempt) -> None:
+        self.outcomes[attempt.outcome] += 1
+        self.slowest_s = max(self.slowest_s, attempt.seconds)
+        self.grown_mib = max(self.grown_mib, attempt.grown_mib)
+        if attempt.finding:
+            self.findings.append(f"input {self.inputs}: {attempt.finding[:300]}")
+        self.inputs += 1
 
 
 def make_seeds(directory: Path) -> Seeds:
@@ -152,69 +177,97 @@ def request(files: list[Path], mask: Path | None, *, write: bool) -> str:
 def run(inputs: int, seed: int, directory: Path, keep: Path | None = None, minutes: float = float("inf")) -> Report:
     """Args: directory: empty; it is empty again afterwards. keep: where inputs with a finding go. minutes: after which
     no further input is tried."""
-    report, started = Report(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        seeds = make_seeds(Path(folder))
-    held_mib = peak_mib()
-    for number in range(inputs):
-        randomness = random.Random(f"{seed} {number}")
-        contents = list(randomness.choice(seeds.series))
-        mask = randomness.choice(seeds.masks) if randomness.random() < 0.2 else None
-        if mask is not None:
-            contents, mask = list(seeds.series[0]), mutated(mask, randomness)
-        else:
-            spoiled = randomness.randrange(len(contents))
-            every = randomness.random() < 0.5  # the same change in every file keeps the series together
-            contents = [
-                mutated(content, random.Random(f"{seed} {number} x") if every else randomness)
-                if every or index == spoiled
-                else content
-                for index, content in enumerate(contents)
-            ]
-        _one(report, f"{seed} {number}", contents, mask, directory, keep)
-        report.inputs = number + 1
-        if time.monotonic() - started > minutes * 60:
-            break
-    if (grown := peak_mib() - held_mib) > MEMORY_LIMIT_MIB:
-        report.findings.append(f"memory grew by {grown:.0f} MiB")
+    report, until = Report(), time.monotonic() + minutes * 60
+    context = multiprocessing.get_context("spawn")
+    while report.inputs < inputs and time.monotonic() < until:
+        receiver, sender = context.Pipe(duplex=False)
+        numbers = range(report.inputs, inputs)
+        process = context.Process(target=try_all, args=(numbers, seed, directory, keep, until, sender))
+        process.start()
+        sender.close()
+        hung = not heard_out(receiver, report)
+        if hung:
+            process.kill()
+        process.join()
+        if process.exitcode:
+            finding = f"hung for {HANG_S:.0f} s" if hung else f"the process ended with {process.exitcode}"
+            keep_and_remove(directory, keep and keep / str(report.inputs))
+            report.add(Attempt("dead", 0, 0, finding))
+    if report.grown_mib > MEMORY_LIMIT_MIB:
+        report.findings.append(f"memory grew by {report.grown_mib:.0f} MiB")
     return report
 
 
-def _one(
-    report: Report, name: str, contents: list[bytes], mask: bytes | None, directory: Path, keep: Path | None
-) -> None:
-    files = [directory / f"{index:06d}" for index in range(len(contents))]
-    for file, content in zip(files, contents, strict=True):
-        file.write_bytes(content)
-    mask_file = directory / "mask" if mask is not None else None
-    if mask_file is not None and mask is not None:
-        mask_file.write_bytes(mask)
-    started, finding = time.process_time(), None
+def heard_out(receiver: Connection, report: Report) -> bool:
+    """Take in attempts until their process ends. Returns: False when it fell silent instead."""
+    while receiver.poll(HANG_S):
+        try:
+            report.add(receiver.recv())
+        except EOFError:
+            return True
+    return False
+
+
+def try_all(numbers: range, seed: int, directory: Path, keep: Path | None, until: float, sender: Connection) -> None:
+    """The process of the inputs."""
+    silence_foreign_libraries(lambda: None)
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = make_seeds(Path(folder))
+    held_mib = peak_mib()
+    for number in numbers:
+        contents, mask = spoiled(seeds, seed, number)
+        for index, content in enumerate(contents):
+            (directory / f"{index:06d}").write_bytes(content)
+        if mask is not None:
+            (directory / MASK).write_bytes(mask)
+        sender.send(attempt(directory, held_mib, keep and keep / str(number), write=number % WRITTEN_EVERY == 0))
+        if time.monotonic() > until:
+            break
+
+
+def spoiled(seeds: Seeds, seed: int, number: int) -> tuple[list[bytes], bytes | None]:
+    """Files of one series, and perhaps a mask, of which one kind is mutated."""
+    randomness = random.Random(f"{seed} {number}")
+    contents = list(randomness.choice(seeds.series))
+    if randomness.random() < 0.2:
+        return list(seeds.series[0]), mutated(randomness.choice(seeds.masks), randomness)
+    one = randomness.randrange(len(contents))
+    if randomness.random() < 0.5:  # the same change in every file keeps the series together
+        return [mutated(content, random.Random(f"{seed} {number} x")) for content in contents], None
+    contents[one] = mutated(contents[one], randomness)
+    return contents, None
+
+
+def attempt(directory: Path, held_mib: float, keep: Path | None, *, write: bool) -> Attempt:
+    """Try what lies in `directory`, and clear it away."""
+    files = sorted(directory.iterdir())
+    mask = next((file for file in files if file.name == MASK), None)
+    started, finding = time.process_time(), ""
     try:
-        write = int(name.split()[-1]) % WRITTEN_EVERY == 0
-        report.outcomes[request(files, mask_file, write=write)] += 1
+        outcome = request([file for file in files if file != mask], mask, write=write)
     except TagsError as error:
-        report.outcomes[error.slug] += 1
+        outcome = error.slug
         if error.status >= 500:
             finding = f"{error.status} {error.slug}: {error.detail} {error.__cause__!r}"
     except BaseException as error:  # a panic of a decoder is no Exception
         if isinstance(error, KeyboardInterrupt):
             raise
-        finding = f"{type(error).__name__}: {error}"
+        outcome = type(error).__name__
+        finding = f"{outcome}: {error}"
     seconds = time.process_time() - started
-    report.slowest_s = max(report.slowest_s, seconds)
     if seconds > SECONDS_LIMIT:
         finding = f"{seconds:.1f} s"
-    for file in [*files, *([mask_file] if mask_file else [])]:
-        file.unlink()
-    if left := list(directory.iterdir()):
+    if left := set(directory.iterdir()) - set(files):
         finding = f"{len(left)} files left behind"
-    if finding:
-        report.findings.append(f"{name}: {finding[:300]}")
-        if keep:
-            (keep / name.replace(" ", "-")).mkdir(parents=True)
-            for index, content in enumerate([*contents, *([mask] if mask else [])]):
-                (keep / name.replace(" ", "-") / str(index)).write_bytes(content)
+    keep_and_remove(directory, keep if finding else None)
+    return Attempt(outcome, seconds, peak_mib() - held_mib, finding)
+
+
+def keep_and_remove(directory: Path, keep: Path | None) -> None:
+    if keep:
+        shutil.copytree(directory, keep)
+    for file in directory.iterdir():
+        file.unlink()
 
 
 def peak_mib() -> float:
@@ -228,10 +281,6 @@ def main(
     minutes: Annotated[float, typer.Option(help="Stop earlier after that time.")] = 120,
 ) -> None:
     """Exit status 1 when there is a finding."""
-    from service.telemetry.quiet import silence_foreign_libraries
-
-    count: Callable[[], None] = lambda: None  # noqa: E731
-    silence_foreign_libraries(count)
     with tempfile.TemporaryDirectory() as directory:
         report = run(inputs, seed, Path(directory), keep, minutes)
     for slug, number in report.outcomes.most_common():

@@ -11,6 +11,7 @@ from torch.nn import functional
 from contract.sizes import Sizes
 from contract.tensors import FEATURE_LEVELS
 from export.networks.encoder import AggregationHead, depth_to_space
+from export.networks.norms import GroupNorm, instance_norm
 from export.networks.prompts import PROMPT_MAPS, PromptEncoder, intensity_maps, prompt_maps
 from export.networks.upsampled import tap_matrix, upsampled_conv
 
@@ -25,9 +26,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(channels // NORM_GROUP, channels)
+        self.norm1 = GroupNorm(channels // NORM_GROUP, channels)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(channels // NORM_GROUP, channels)
+        self.norm2 = GroupNorm(channels // NORM_GROUP, channels)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
@@ -54,7 +55,7 @@ class DetailPyramid(nn.Module):
         self.text = nn.Linear(text_width, widths[-1])
         self.up = nn.ModuleList(nn.Conv3d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.decode = nn.ModuleList(ResidualBlock(width) for width in widths[:-1])
-        self.norm = nn.GroupNorm(channels // NORM_GROUP, channels)
+        self.norm = GroupNorm(channels // NORM_GROUP, channels)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """x: (B, inputs, G, G, G); text: (B, E), zero when it does not count. Returns: (B, channels, G, G, G)."""
@@ -119,7 +120,7 @@ class FusionDecoder(nn.Module):
         )
         told = functional.interpolate(told, size=(cells, cells, cells), mode="trilinear", align_corners=False)
         heads = torch.cat([feat_0.float(), feat_1.float(), feat_2.float(), self.mlahead(deepest)], dim=1)
-        trunk = functional.relu(functional.instance_norm(self.aggregate(heads, torch.cat([image, told], dim=1))))
+        trunk = functional.relu(instance_norm(self.aggregate(heads, torch.cat([image, told], dim=1))))
         text = text_features[:, 1] * use_text
         x = self.pyramid(torch.cat([trunk, image_detail, maps, told], dim=1), text)
         voxels = 2 * cells

@@ -9,6 +9,7 @@ from torch.nn import functional
 from contract.sizes import Sizes
 from contract.tensors import FEATURE_LEVELS
 from export.networks.attention import WindowAttention, shift_sides, unwindows, windows
+from export.networks.norms import instance_norm
 from export.networks.stem import FoldedStem
 
 ALIGN_BLEND = 0.2  # TAGS: x <- 0.8 x + 0.2 aligned
@@ -115,8 +116,8 @@ class AggregationHead(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, feature: Tensor) -> Tensor:
-        x = functional.relu(functional.instance_norm(self.conv1(feature)))
-        return functional.relu(functional.instance_norm(self.conv2(x)))
+        x = functional.relu(instance_norm(self.conv1(feature)))
+        return functional.relu(instance_norm(self.conv2(x)))
 
 
 class SamEncoder(nn.Module):

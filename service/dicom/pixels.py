@@ -20,6 +20,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
     JPEGLSLossless,
     JPEGLSNearLossless,
@@ -36,8 +37,8 @@ MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
 _PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
 # pydicom's own RLE decoder: on a broken stream the compiled one panics with a BaseException that nothing may catch.
-# pyjpegls alone: where it refuses a broken JPEG-LS stream, GDCM would try again for as long.
-_PLUGIN = {str(RLELossless): "pydicom", str(JPEGLSLossless): "pyjpegls", str(JPEGLSNearLossless): "pyjpegls"}
+# JPEG 2000 by one decoder: where it refuses a broken stream, Pillow would try again for as long.
+_PLUGIN = {str(RLELossless): "pydicom"} | {str(uid): "pylibjpeg" for uid in JPEG2000TransferSyntaxes}
 DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, BufferError)
 
 
