@@ -171,12 +171,17 @@ def memory_watched(pid: int) -> Iterator[Callable[[], int]]:
 def running_gateway(directory: Path) -> Iterator[Receiver]:
     port = free_port()
     with running_service(data_dir=str(directory), dimse_port=str(port), worker="false") as client:
-        (pid,) = [
-            int(path.name)
-            for path in Path("/proc").iterdir()
-            if path.name.isdecimal() and f"\0{client.base_url.port}\0" in read_command(path)
-        ]
-        yield Receiver(f"{str(client.base_url).rstrip('/')}/dicom-web/studies", port, "TAGS", pid)
+        yield Receiver(f"{str(client.base_url).rstrip('/')}/dicom-web/studies", port, "TAGS", pid_of(client))
+
+
+def pid_of(client: httpx.Client) -> int:
+    """The process of `running_service`, found by its port."""
+    (pid,) = [
+        int(path.name)
+        for path in Path("/proc").iterdir()
+        if path.name.isdecimal() and f"\0{client.base_url.port}\0" in read_command(path)
+    ]
+    return pid
 
 
 def read_command(process: Path) -> str:
