@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
 
@@ -122,6 +123,21 @@ def test_an_rtstruct_that_is_wrong_is_not_released(outcome, change, said):
     prove_rtstruct(content, outcome)
     with pytest.raises(ResultNotProved, match=said):
         prove_rtstruct(altered(content, change), outcome)
+
+
+def test_objects_of_a_small_tumour_in_many_slices_are_made_and_proved_without_a_second_grid(tmp_path):
+    shape = (40, 512, 512)
+    voxels = np.zeros(shape, bool)
+    voxels[7:9, 30:90, 40:50] = True
+    outcome = outcome_of(read(write_ct_series(tmp_path, shape_zyx=shape).paths), voxels)
+    write_seg(outcome_of(outcome.series, voxels))  # what is imported and looked up once is not counted
+    tracemalloc.start()
+    try:
+        prove_seg(write_seg(outcome), outcome)
+        prove_rtstruct(write_rtstruct(outcome), outcome)
+        assert tracemalloc.get_traced_memory()[1] < voxels.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_report_with_another_number_or_without_its_segment_is_not_released(outcome):
