@@ -49,6 +49,23 @@ def run(
 
 
 @app.command()
+def average(
+    first: Annotated[Path, typer.Argument(exists=True, help="checkpoint")],
+    second: Annotated[Path, typer.Argument(exists=True, help="one that was trained on from it")],
+    out: Annotated[Path, typer.Option(help="checkpoint to write; `run --init` trains on from it")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="of the second")] = 0.5,
+) -> None:
+    """Weights between two checkpoints of one lineage (Wortsman et al. 2022, robust fine-tuning)."""
+    import torch
+
+    from training.loop import save
+
+    one, other = (torch.load(path, weights_only=True) for path in (first, second))
+    weights = {name: torch.lerp(one["state_dict"][name], value, share) for name, value in other["state_dict"].items()}
+    save({"config": other["config"], "state_dict": weights, "meta": other["meta"]}, out)
+
+
+@app.command()
 def pictures(out: Annotated[Path, typer.Option(help="JPEG to write")]) -> None:
     """A page of phantoms to look at."""
     from training.pictures import save_page

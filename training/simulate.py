@@ -32,7 +32,7 @@ from training.recipe import INTENSITY, NOUNS
 from training.scene import Phantom
 from training.tissues import TARGETS
 
-ANY_SIZE = 0.5  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
+ANY_SIZE = 0.1  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
 TEXT_ALONE = 0.4  # share of anatomy samples
 BOX, PREVIOUS_MASK = 0.45, 0.20  # shares of the others that may have them; the rest has clicks only
 TEXT_ABSENT = 0.4  # share of text-alone samples that ask for what the scan does not show
