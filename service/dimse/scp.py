@@ -213,7 +213,12 @@ class Listener:
                 connection.close()  # they are not even associations yet, and each has a thread
                 continue
             if self._tls:  # the handshake is left to the association's thread: a silent client keeps nobody out
-                connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                try:
+                    connection.getpeername()  # of one that is reset already `wrap_socket` would leave a descriptor open
+                    connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                except OSError:
+                    connection.close()
+                    continue
             association = Association(
                 connection, str(address[0]), self._entity, self, is_one_too_many=self._is_one_too_many
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import ssl
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -163,6 +164,15 @@ def test_a_client_that_stays_silent_keeps_no_other_out(gateway, certificates, tm
     finally:
         for each in silent:
             each.close()
+
+
+def test_clients_that_reset_before_the_handshake_keep_no_other_out(gateway, certificates, tmp_path):
+    path = write_ct_series(tmp_path, shape_zyx=(1, 8, 8)).paths[0]
+    known = client_context(ca_file=certificates.authority, certificate_file=certificates.client)
+    for _ in range(200):
+        with socket.create_connection(("127.0.0.1", gateway.dimse_port)) as scanner:
+            scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by RST
+    assert send(gateway, path, known) == 0x0000
 
 
 def test_dcmtk_sends_by_tls_with_its_bcp_195_profile(gateway, certificates, tmp_path):
