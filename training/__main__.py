@@ -62,7 +62,8 @@ def average(
 
     one, other = (torch.load(path, weights_only=True) for path in (first, second))
     weights = {name: torch.lerp(one["state_dict"][name], value, share) for name, value in other["state_dict"].items()}
-    save({"config": other["config"], "state_dict": weights, "meta": other["meta"]}, out)
+    training = other["meta"]["training"] | {"averaged_with": one["meta"]["training"], "share": share}
+    save({"config": other["config"], "state_dict": weights, "meta": other["meta"] | {"training": training}}, out)
 
 
 @app.command()

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.torch
 
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import CONFIGURATIONS, SMALL  # noqa: E402
+from training.__main__ import average  # noqa: E402
 from training.loop import Plan, Run, advance, later_round, restore, samples, save, schedule, start, train  # noqa: E402
 from training.losses import alignment_loss, mask_loss, missed_loss, soft_dice_loss  # noqa: E402
 from training.recipe import INTENSITY  # noqa: E402
@@ -79,6 +80,23 @@ def test_training_writes_a_checkpoint_that_the_export_can_read_and_a_log(tmp_pat
     second = start(PLAN, checkpoint)
     assert second.after == state["meta"]["training"]
     assert torch.equal(second.model.fusion_decoder.coarse.weight, state["state_dict"]["fusion_decoder.coarse.weight"])
+
+
+def test_an_average_lies_between_two_checkpoints_and_says_so(tmp_path):
+    run = start(PLAN, None)
+    for name, last in (("one", 1), ("other", 2)):
+        steps(run, last)
+        save(run.state(PLAN), tmp_path / f"{name}.pt")
+    average(tmp_path / "one.pt", tmp_path / "other.pt", out=tmp_path / "average.pt", share=0.25)
+    one, other, between = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "other", "average")
+    )
+    for name, value in between["state_dict"].items():
+        expected = 0.75 * one["state_dict"][name] + 0.25 * other["state_dict"][name]
+        assert torch.allclose(value, expected, atol=1e-6), name
+    training = between["meta"]["training"]
+    assert (training["steps"], training["share"], training["averaged_with"]["steps"]) == (2, 0.25, 1)
+    start(PLAN, tmp_path / "average.pt")  # as `run --init` does
 
 
 def test_workers_share_each_steps_samples_without_overlap():
