@@ -23,6 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 from rich.console import Console
 from rich.table import Table
 
+from bench.process import memory_mib
 from bench.record import ROOT, write_record
 from service.dicom.ingest import SeriesLimits, read_series
 from tests.phantoms import write_ct_series
@@ -143,8 +144,7 @@ def cpu_s() -> float:
 
 def peak_mib() -> float:
     """Peak of this process's resident memory, without children: nothing is said of dcm2niix."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return memory_mib("self", "VmHWM")
 
 
 if __name__ == "__main__":

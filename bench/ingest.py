@@ -9,7 +9,6 @@ per instance is the receiver's own, and says most on a machine that is busy.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +29,7 @@ from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
 
+from bench.process import cpu_s, memory_mib, pid_of
 from bench.record import write_record
 from demo.running import free_port, running_service
 from service.dicom.phantom import write_phantom
@@ -92,7 +92,7 @@ def measured(
                     send([command(receiver, study) for study in studies])
                     seconds, cpu_seconds = time.perf_counter() - started, cpu_s(receiver.pid) - cpu_started_s
                 found[label][way][str(count)] = round(count * images / seconds, 1)
-                found[label][f"{way}, memory MiB"][str(count)] = round(largest() / 1024, 0)
+                found[label][f"{way}, memory MiB"][str(count)] = round(largest(), 0)
                 found[label][f"{way}, CPU ms per instance"][str(count)] = round(1000 * cpu_seconds / count / images, 1)
                 shutil.rmtree(folder)
     return found
@@ -104,12 +104,6 @@ def send(commands: Sequence[Sequence[str]]) -> None:
     statuses = [process.wait() for process in processes]
     if any(statuses):
         raise RuntimeError("a sender failed")
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stow_command(receiver: Receiver, study: Study) -> list[str]:
@@ -149,14 +143,13 @@ def write_study(directory: Path, dataset: Dataset, images: int) -> Study:
 
 
 @contextmanager
-def memory_watched(pid: int) -> Iterator[Callable[[], int]]:
-    """The largest resident size so far, KiB."""
-    largest, stop = [0], threading.Event()
+def memory_watched(pid: int) -> Iterator[Callable[[], float]]:
+    """The largest resident size so far, MiB."""
+    largest, stop = [0.0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.05):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            largest[0] = max(largest[0], *(int(line.split()[1]) for line in lines if line.startswith("VmRSS")))
+            largest[0] = max(largest[0], memory_mib(pid, "VmRSS"))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -172,23 +165,6 @@ def running_gateway(directory: Path) -> Iterator[Receiver]:
     port = free_port()
     with running_service(data_dir=str(directory), dimse_port=str(port), worker="false") as client:
         yield Receiver(f"{str(client.base_url).rstrip('/')}/dicom-web/studies", port, "TAGS", pid_of(client))
-
-
-def pid_of(client: httpx.Client) -> int:
-    """The process of `running_service`, found by its port."""
-    (pid,) = [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdecimal() and f"\0{client.base_url.port}\0" in read_command(path)
-    ]
-    return pid
-
-
-def read_command(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 @contextmanager

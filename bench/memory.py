@@ -21,7 +21,7 @@ from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
 
-from bench.ingest import pid_of
+from bench.process import memory_mib, pid_of
 from bench.record import write_record
 from demo.running import running_service
 from tests.phantoms import write_ct_series
@@ -73,7 +73,7 @@ def write_upload(path: Path, count: int) -> tuple[float, float, float]:
 def measure(client: httpx.Client, upload: Path, centre_lps_mm: tuple[float, float, float]) -> dict[str, float]:
     """MiB and seconds of one request."""
     pid = pid_of(client)
-    idle_mib = status_mib(pid, "VmRSS")
+    idle_mib = memory_mib(pid, "VmRSS")
     lower, upper = ([c + sign * edge / 2 for c, edge in zip(centre_lps_mm, BOX_MM, strict=True)] for sign in (-1, 1))
     started = time.perf_counter()
     with upload.open("rb") as stream:
@@ -83,14 +83,9 @@ def measure(client: httpx.Client, upload: Path, centre_lps_mm: tuple[float, floa
     return {
         "upload_mib": round(upload.stat().st_size / MIB, 1),
         "idle_mib": round(idle_mib, 1),
-        "peak_mib": round(status_mib(pid, "VmHWM"), 1),
+        "peak_mib": round(memory_mib(pid, "VmHWM"), 1),
         "wall_s": round(time.perf_counter() - started, 1),
     }
-
-
-def status_mib(pid: int, name: str) -> float:
-    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def dicom_objects(finding: Finding, kinds: Sequence[str] | None = None) -> dict[
 
     Args: kinds: of FORMATS, instead of the profile's. Raises: SegEncodingFailed, ResultNotProved.
     """
-    chosen = [FORMATS[kind] for kind in finding.profile.objects] if kinds is None else [FORMATS[kind] for kind in kinds]
+    chosen = [FORMATS[kind] for kind in (finding.profile.objects if kinds is None else kinds)]
     with finding.stages("write"):
         return {
             name: content

@@ -59,7 +59,7 @@ async def audit_received(request: Request, gateway: Gateway, stored: Sequence[Fa
     """STOW-RS. Raises: AuditUnavailable."""
     if not gateway.audit.enabled:
         return
-    studies = _studies(
+    studies = studies_of(
         (facts.study_instance_uid, facts.series_text("PatientID")[0], facts.sop_class_uid) for facts in stored
     )
     sender, us = asking(request), gateway.audit.us
@@ -70,15 +70,15 @@ async def audit_given(request: Request, gateway: Gateway, held: Sequence[Instanc
     """WADO-RS. Raises: AuditUnavailable."""
     if not gateway.audit.enabled:
         return
-    studies = _studies(
+    studies = studies_of(
         (item.study_instance_uid, attribute_text(item.series_attributes.get(PATIENT_ID, {})), item.sop_class_uid)
         for item in held
     )
     await audit(gateway, *(transferred(gateway.audit.us, asking(request), study) for study in studies))
 
 
-def _studies(objects: Iterable[tuple[str, str, str]]) -> list[Study]:
-    """Args: objects: StudyInstanceUID, PatientID and SOPClassUID of each."""
+def studies_of(objects: Iterable[tuple[str, str, str]]) -> list[Study]:
+    """Each once, with its objects counted. Args: objects: StudyInstanceUID, PatientID and SOPClassUID of each."""
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for study_instance_uid, patient_id, sop_class_uid in objects:
         counts[(study_instance_uid, patient_id)][sop_class_uid] += 1

@@ -6,31 +6,22 @@ of them by UID, in the new UIDs. The audit trail is told whose study it was; not
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from anyio import to_thread
 from starlette.requests import Request
 
-from service.api.auditing import asking, audit
+from service.api.auditing import asking, audit, studies_of
 from service.api.gateway import Gateway
 from service.api.uploads import Upload
-from service.audit.event import Study, accessed
+from service.audit.event import accessed
 from service.dicom.deidentification import Original, Pseudonyms, deidentify
 from service.errors import NotDeidentifiable
 from service.mask_file import is_dicom
 from service.prompt_document import read_prompt_document
 from service.settings import Settings
 from service.telemetry.stages import Stages
-
-
-@dataclass(frozen=True)
-class Deidentified:
-    """The upload, and what its files were."""
-
-    upload: Upload
-    originals: tuple[Original, ...]
 
 
 def pseudonyms_for(settings: Settings, *, asked: bool) -> Pseudonyms | None:
@@ -48,21 +39,21 @@ async def deidentified_upload(
 ) -> Upload:
     """Raises: NotDeidentifiable, MalformedRequest: the prompts, AuditUnavailable."""
     with stages("deidentify"):
-        done = await to_thread.run_sync(_deidentified, upload, pseudonyms)
-    studies = _studies(done.originals)
+        changed, originals = await to_thread.run_sync(_deidentified, upload, pseudonyms)
+    studies = studies_of((item.study_instance_uid, item.patient_id, item.sop_class_uid) for item in originals)
     await audit(gateway, *(accessed(asking(request), gateway.audit.us, study) for study in studies))
-    return done.upload
+    return changed
 
 
-def _deidentified(upload: Upload, pseudonyms: Pseudonyms) -> Deidentified:
-    """Masks first, then images. A NIfTI names nobody."""
+def _deidentified(upload: Upload, pseudonyms: Pseudonyms) -> tuple[Upload, list[Original]]:
+    """Masks first, then images. A NIfTI names nobody. Returns: the upload, and what its images were."""
     for mask in (upload.organ_mask, upload.mask):
         if mask and is_dicom(mask):
             deidentify(mask, pseudonyms)
-    originals = tuple(found for path in upload.files if (found := deidentify(path, pseudonyms)))
+    originals = [found for path in upload.files if (found := deidentify(path, pseudonyms))]
     uids = {uid for item in originals for uid in (item.sop_instance_uid, item.series_instance_uid) if uid}
     fields = _renamed(upload.fields, {uid: pseudonyms.uid(uid) for uid in uids})
-    return Deidentified(replace(upload, fields=fields), originals)
+    return replace(upload, fields=fields), originals
 
 
 def _renamed(fields: Mapping[str, str], new_uids: Mapping[str, str]) -> dict[str, str]:
@@ -80,13 +71,3 @@ def _renamed(fields: Mapping[str, str], new_uids: Mapping[str, str]) -> dict[str
     if points:
         renamed["prompts"] = document.model_copy(update={"points": points}).model_dump_json(exclude_none=True)
     return renamed
-
-
-def _studies(originals: Iterable[Original]) -> list[Study]:
-    """Each study once, with its images counted by SOP class."""
-    patients: dict[str, str] = {}
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for item in originals:
-        patients[item.study_instance_uid] = item.patient_id
-        counts[item.study_instance_uid][item.sop_class_uid] += 1
-    return [Study(uid, patient_id, dict(counts[uid])) for uid, patient_id in patients.items()]

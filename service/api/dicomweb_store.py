@@ -8,7 +8,6 @@ its sender, who was told nothing, sends it again.
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -45,6 +44,7 @@ from service.errors import (
     UploadStalled,
     UploadTooLarge,
 )
+from service.ledger.objects import sync
 from service.ledger.receiving import Arrival, Origin
 from service.ledger.trails import Trail
 from service.telemetry.stages import Stages
@@ -190,11 +190,7 @@ class _Checker:
         if self._study and facts.study_instance_uid != self._study:
             part.path.unlink(missing_ok=True)
             return Failed(FailureReason.STUDY_MISMATCH, facts.sop_class_uid, facts.sop_instance_uid)
-        descriptor = os.open(part.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # side by side with the others, while the body goes on arriving
-        finally:
-            os.close(descriptor)
+        sync(part.path)  # side by side with the others, while the body goes on arriving
         if facts.series_json:
             self._series_json[facts.series_instance_uid] = facts.series_json
         shared = self._series_json[facts.series_instance_uid]

@@ -28,18 +28,18 @@ from pydicom.uid import UID
 
 from service.dicom.equipment import MANUFACTURER, MODEL_NAME
 from service.dicom.header import (
-    FIRST_GROUPS,
     IN_FUNCTIONAL_GROUPS,
     MODALITY_OF,
     READ_ERRORS,
     READ_TAGS,
     START_BYTES,
     guessed_transfer_syntax,
+    lacks_preamble,
 )
 from service.dicom.limited_reader import LimitedReader
 from service.dicom.outcome import TRACKING_ID
 from service.dicom.seg import SOP_CLASSES
-from service.errors import NotDeidentifiable
+from service.errors import NotDeidentifiable, NotDicom
 
 PROFILE = Code("113100", "DCM", "Basic Application Confidentiality Profile")
 METHOD = "PS3.15 Annex E Basic Profile"
@@ -121,7 +121,7 @@ def deidentify(path: Path, pseudonyms: Pseudonyms) -> Original | None:
                 "An image says by BurnedInAnnotation that words are burned into its pixels; they are not removed here."
             )
         kept = _without_patient(dataset, original, pseudonyms)
-    except READ_ERRORS:
+    except (NotDicom, *READ_ERRORS):
         path.write_bytes(b"")
         return None
     return original if _is_written(kept, path) else None
@@ -130,9 +130,7 @@ def deidentify(path: Path, pseudonyms: Pseudonyms) -> Original | None:
 def _read(path: Path) -> Dataset:
     with LimitedReader(path) as stream:
         start = stream.read(START_BYTES)
-        forced = start[128:132] != b"DICM"
-        if forced and start[:2] not in FIRST_GROUPS:
-            raise ValueError("no DICOM")
+        forced = lacks_preamble(start)
         stream.check_inflation(start)
         stream.seek(0)
         return dcmread(stream, force=forced, specific_tags=[*KEPT, *map(Tag, LOOKED_AT)])

@@ -37,6 +37,7 @@ from pydicom.uid import (
 )
 
 from service.dicom.limited_reader import LimitedReader
+from service.errors import NotDicom
 
 SINGLE_FRAME = {CTImageStorage: "CT", MRImageStorage: "MR"}
 ENHANCED = {
@@ -163,13 +164,13 @@ def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
     try:
         with LimitedReader(path) as stream:
             start = stream.read(START_BYTES)
-            forced = start[128:132] != b"DICM"
-            if forced and start[:2] not in FIRST_GROUPS:
-                return NotUsed("not-dicom")
+            forced = lacks_preamble(start)
             stream.check_inflation(start)
             stream.seek(0)
             dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=list(_TAGS.values()))
             pixels = _pixels(stream, path.stat().st_size)
+    except NotDicom:
+        return NotUsed("not-dicom")
     except READ_ERRORS:
         return NotUsed("not-dicom" if forced else "unreadable")
     if forced and not _looks_like_dicom(dataset):
@@ -178,6 +179,14 @@ def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
         return _unused(dataset) or _headers(path, dataset, pixels)
     except READ_ERRORS:
         return NotUsed("unreadable", _text(dataset, "SeriesInstanceUID"))
+
+
+def lacks_preamble(start: bytes) -> bool:
+    """Args: start: a file's first bytes. Raises: NotDicom: nothing that pydicom should try."""
+    forced = start[128:132] != b"DICM"
+    if forced and start[:2] not in FIRST_GROUPS:
+        raise NotDicom("the file does not begin as DICOM does")
+    return forced
 
 
 def _looks_like_dicom(dataset: Dataset) -> bool:

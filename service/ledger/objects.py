@@ -89,7 +89,7 @@ class FolderStore:
             else:  # side by side, so that the disk's journal is written once for several
                 _side_by_side(lambda place: _place(*place), places)
             for folder in folders:
-                _sync(folder)
+                sync(folder)
         except OSError as error:
             raise _translated(error) from error
 
@@ -216,12 +216,13 @@ def _made(folder: Path, root: Path) -> set[Path]:
 def _place(source: Path, target: Path) -> None:
     """Rename, then sync: one journal commit then holds both."""
     if target.exists():  # a row may name it already: it must never hold anything but whole bytes
-        _sync(source)
+        sync(source)
     _move(source, target)
-    _sync(target)
+    sync(target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """A file's content, or a folder's entries, to the disk. Raises: OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -238,7 +239,7 @@ def _move(source: Path, target: Path) -> None:
             raise
         beside = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copyfile(source, beside)
-        _sync(beside)
+        sync(beside)
         beside.replace(target)
         source.unlink()
 

@@ -215,7 +215,7 @@ def examined_green(stack: Stack, directory: Path) -> str:
     for name in (
         "database", "object store", "bundle", "engine", "destination pacs: retrieve", "destination node: retrieve",
         "service", "certificate", "DICOM port", "access: issuer", "access: strangers", "access: own key",
-        "access: expiry",        "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
+        "access: expiry", "body limit: /segment", "body limit: /dicom-web/studies", "phantom",
     ):  # fmt: skip
         assert checks[name]["state"] == "green", checks.get(name)
     assert (directory / "acceptance.pdf").read_bytes().startswith(b"%PDF-")
