@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from service.dimse.scp import silence
+from service.dimse.foreign import prepare_pynetdicom
 from service.doctor.check import Check
 from service.doctor.examination import Findings, examine
 from service.doctor.report import write_report
@@ -40,7 +40,7 @@ def doctor(
     if report and report.suffix.lower() not in (".html", ".pdf"):
         raise typer.BadParameter("a report is a .html or a .pdf file", param_hint="--report")
     silence_foreign_libraries(lambda: None)
-    silence()
+    prepare_pynetdicom()
     out = Console()
 
     def show(check: Check) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from service.dimse.foreign import prepare_pynetdicom
+
+prepare_pynetdicom()  # the tests are its users, too
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import logging
 import shutil
 import socket
 import ssl
@@ -26,7 +25,6 @@ from uuid import uuid4
 
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
-from pynetdicom import _config
 from pynetdicom.dsutils import create_file_meta, decode
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
@@ -46,6 +44,7 @@ from service.dimse.command import (
     SOP_INSTANCE,
     Command,
 )
+from service.dimse.foreign import prepare_pynetdicom
 from service.dimse.scu import read_report
 from service.errors import AuditUnavailable, LedgerUnavailable, NotDicom, StorageFull
 from service.ledger.ledger import Ledger
@@ -83,8 +82,7 @@ class Listener:
 
     def __init__(self, settings: Settings, ledger: Ledger, metrics: Metrics, audit: AuditTrail, log: WorkLog) -> None:
         """Raises: OSError: the port is taken."""
-        _config.ENFORCE_UID_CONFORMANCE = False
-        silence()
+        prepare_pynetdicom()
         self._settings, self._ledger, self._metrics = settings, ledger, metrics
         self._audit, self._log = audit, log
         self._received: dict[Association, _Received] = {}
@@ -325,11 +323,3 @@ def contexts() -> tuple[PresentationContext, ...]:
     commitment = build_context(StorageCommitmentPushModel)
     commitment.scu_role = commitment.scp_role = True
     return (build_context(Verification), commitment)
-
-
-def silence() -> None:
-    """pynetdicom logs data sets; nothing of it reaches a log (decision 5)."""
-    logger = logging.getLogger("pynetdicom")
-    logger.handlers = [logging.NullHandler()]
-    logger.propagate = False
-    logger.setLevel(logging.CRITICAL)

@@ -19,6 +19,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from service.delivery.failure import DeliveryFailed, unreachable
 from service.dicomweb.client import Outgoing
+from service.dimse.foreign import prepare_pynetdicom
 from service.rules.document import DimsePeer
 from service.tls import TlsInvalid
 
@@ -104,6 +105,7 @@ def read_report(event_type: int | None, report: Dataset) -> Commitment:
 
 
 def entity(peer: DimsePeer, calling_ae_title: str) -> AE:
+    prepare_pynetdicom()
     ae = AE(ae_title=calling_ae_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = peer.timeout_s
     return ae

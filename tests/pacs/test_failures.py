@@ -4,7 +4,9 @@ test_deliveries.py, a database that restarts is in test_nothing_lost.py."""
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,12 +14,16 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from pydicom import Dataset, dcmread
-from pynetdicom import AE
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
 
 from demo.running import free_port
+from service.delivery.failure import DeliveryFailed
+from service.dimse.scu import associated, entity
 from service.errors import StorageFull
 from service.ledger import jobs as jobs_module
 from service.ledger.report import reconcile
+from service.rules.document import DimsePeer
 from tests.component.gateway import slug
 from tests.conftest import require
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
@@ -143,6 +149,26 @@ def test_an_association_that_is_cut_off_in_mid_object_leaves_nothing(tmp_path):
         gateway.wait_for("no file", lambda: not any(p.is_file() for p in gateway.ledger.staging.root.rglob("*")))
         assert gateway.ledger.series.of_study(sent.study_instance_uid) == []
         assert_received_whole(gateway, sent)
+
+
+def test_of_a_node_that_resets_the_connection_no_socket_is_left_open():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        opened = []
+
+        def reset_once() -> None:
+            connection, _ = server.accept()
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        threading.Thread(target=reset_once, daemon=True).start()
+        peer = DimsePeer(host="127.0.0.1", port=server.getsockname()[1], ae_title="PACS", timeout_s=1)
+        ae = entity(peer, "TAGS")
+        ae.add_requested_context(Verification)
+        keep = (evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))
+        with pytest.raises(DeliveryFailed), associated(ae, peer, [keep]):
+            pass
+    assert [connection.fileno() for connection in opened] == [-1]
 
 
 def _implicit(element: int, value: bytes) -> bytes:
