@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from pydicom import dcmread
-from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
@@ -20,25 +19,20 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
 )
 
+from service.dicom.decoders import DECODER_DEPENDENCIES, PLUGIN
 from service.dicom.header import READ_ERRORS, Header
 from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
-END_OF_IMAGE = b"\xff\xd9"
 LITTLE_ENDIAN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
 MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
 _PIXEL_MODULE = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
-# pydicom's own RLE decoder: on a broken stream the compiled one panics with a BaseException that nothing may catch.
-# JPEG 2000 by one decoder: where it refuses a broken stream, Pillow would try again for as long.
-_PLUGIN = {str(RLELossless): "pydicom"} | {str(uid): "pylibjpeg" for uid in JPEG2000TransferSyntaxes}
+# By one decoder: where it refuses a broken stream, the next would try again for as long.
+_PLUGIN = {str(uid): PLUGIN for uid in DECODER_DEPENDENCIES}
 DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, BufferError)
 
 
@@ -123,21 +117,7 @@ def _stored(header: Header) -> np.ndarray:
             "columns": header.columns,
             "samples_per_pixel": 1,
         }
-        if uid in (JPEGLSLossless, JPEGLSNearLossless):
-            _check_end(header, stream)
         return _decoded(header, stream, options)
-
-
-def _check_end(header: Header, stream: BinaryIO) -> None:
-    """CharLS needs seconds to see that a stream of 600 bytes was cut short. Leaves the stream where it was.
-
-    Raises: ValueError: the frame does not end with the marker EOI (ISO 14495-1 C.1).
-    """
-    start = stream.tell()
-    frame = get_frame(stream, max(header.frame - 1, 0), number_of_frames=header.frames)
-    if not frame.rstrip(b"\x00").endswith(END_OF_IMAGE):
-        raise ValueError("a JPEG-LS stream that was cut short")
-    stream.seek(start)
 
 
 def _native(header: Header, stream: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ from pydicom.uid import (
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    RLELossless,
 )
 
 from service.dicom.ingest import SeriesLimits, read_series
@@ -28,6 +29,18 @@ from tests.phantoms import write_ct_series
 
 LIMITS = SeriesLimits(100, 10**7)
 SHAPE = (1, 32, 40)
+ENCODERS = {
+    JPEGLosslessSV1: lambda stored: imagecodecs.jpeg8_encode(stored.view(np.uint16), lossless=True, bitspersample=16),
+    JPEGLSLossless: lambda stored: imagecodecs.jpegls_encode(stored.view(np.uint16)),
+    JPEG2000Lossless: lambda stored: imagecodecs.jpeg2k_encode(stored, reversible=True, codecformat="j2k", level=0),
+    HTJ2KLossless: lambda stored: imagecodecs.htj2k_encode(stored, reversible=True),  # by OpenJPH
+}
+# The marker segment with the height, where in it, and a large one: SOF3, SOF55, SIZ
+HEIGHTS = {
+    JPEGLosslessSV1: (b"\xff\xc3", 5, b"\xff\xdc"),
+    JPEGLSLossless: (b"\xff\xf7", 5, b"\xff\xdc"),
+    JPEG2000Lossless: (b"\xff\x51", 10, b"\x00\x0f\xff\xdc"),
+}
 
 
 @pytest.mark.parametrize(
@@ -41,42 +54,53 @@ def test_gdcm_is_never_asked(uid):
     assert "gdcm" not in plugins
 
 
-def lossless_series(directory, change=lambda frame: frame):
-    """One CT slice, compressed as JPEG Lossless. Returns: the file, and its voxels before."""
+def test_the_rle_decoder_that_panics_is_never_asked():
+    assert get_decoder(RLELossless).available_plugins == ("pydicom",)
+
+
+def series_in(uid, directory, change=lambda frame: frame):
+    """One CT slice, compressed. Returns: the file, and its voxels before."""
     (path,) = write_ct_series(directory, shape_zyx=SHAPE).paths
     dataset = dcmread(path)
     stored = dataset.pixel_array
-    frame = imagecodecs.jpeg8_encode(stored.view(np.uint16), lossless=True, bitspersample=16)
-    dataset.PixelData = encapsulate([change(frame)])
+    dataset.PixelData = encapsulate([change(ENCODERS[uid](stored))])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    dataset.file_meta.TransferSyntaxUID = uid
     dataset.save_as(path)
-    return path, stored
+    return path, stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
 
 
 def voxels(path):
     return read_series([path], series_instance_uid=None, limits=LIMITS).read(0, 1).voxels
 
 
-def test_jpeg_lossless_is_read_to_the_bit(tmp_path):
-    path, stored = lossless_series(tmp_path)
-    dataset = dcmread(path)
-    expected = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+@pytest.mark.parametrize("uid", ENCODERS, ids=lambda uid: uid.keyword)
+def test_lossless_is_read_to_the_bit(uid, tmp_path):
+    path, expected = series_in(uid, tmp_path)
     np.testing.assert_array_equal(voxels(path)[0], expected)
 
 
-def test_a_stream_that_claims_a_huge_picture_is_refused(tmp_path):
+@pytest.mark.parametrize("uid", HEIGHTS, ids=lambda uid: uid.keyword)
+def test_a_stream_that_claims_a_huge_picture_is_refused(uid, tmp_path):
     def huge(frame):
-        place = frame.index(b"\xff\xc3") + 5
-        return frame[:place] + b"\xff\xdc\xff\xdc" + frame[place + 4 :]
+        marker, offset, height = HEIGHTS[uid]
+        place = frame.index(marker) + offset
+        return frame[:place] + height + frame[place + len(height) :]
 
     with pytest.raises(DamagedPixelData):
-        voxels(lossless_series(tmp_path, huge)[0])
+        voxels(series_in(uid, tmp_path, huge)[0])
+
+
+@pytest.mark.parametrize("uid", ENCODERS, ids=lambda uid: uid.keyword)
+def test_a_stream_that_was_cut_short_is_refused(uid, tmp_path):
+    with pytest.raises(DamagedPixelData):
+        voxels(series_in(uid, tmp_path, lambda frame: frame[: len(frame) // 2])[0])
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_broken_stream_gives_voxels_or_a_refusal(tmp_path, seed):
+@pytest.mark.parametrize("uid", ENCODERS, ids=lambda uid: uid.keyword)
+def test_a_broken_stream_gives_voxels_or_a_refusal(uid, tmp_path, seed):
     def broken(frame):
         randomness, result = random.Random(seed), bytearray(frame)
         for _ in range(randomness.choice((1, 2, 4))):
@@ -84,18 +108,4 @@ def test_a_broken_stream_gives_voxels_or_a_refusal(tmp_path, seed):
         return bytes(result)
 
     with suppress(DamagedPixelData):
-        assert np.isfinite(voxels(lossless_series(tmp_path, broken)[0])).all()
-
-
-def test_high_throughput_jpeg_2000_is_read_to_the_bit(tmp_path):
-    """Encoded by OpenJPH, decoded by OpenJPEG."""
-    (path,) = write_ct_series(tmp_path, shape_zyx=SHAPE).paths
-    dataset = dcmread(path)
-    stored = dataset.pixel_array
-    dataset.PixelData = encapsulate([imagecodecs.htj2k_encode(stored, reversible=True)])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
-    dataset.save_as(path)
-    expected = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    np.testing.assert_array_equal(voxels(path)[0], expected)
+        assert np.isfinite(voxels(series_in(uid, tmp_path, broken)[0])).all()
