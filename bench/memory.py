@@ -1,4 +1,5 @@
-"""`python -m bench.memory`: the gateway's peak memory for one box in 300 and in 2000 slices of 512 x 512.
+"""`python -m bench.memory`: the gateway's peak memory for one box in 300 and in 2000 slices of 512 x 512, for the SEG alone
+and for everything (`format=bundle`).
 
 Each upload is a TAR of uncompressed CT slices, 0.5 mm apart, sent to a gateway of its own; all else is alike, so that
 what differs is what is held per slice. Peak and resident memory are the gateway process's own, networks included.
@@ -29,6 +30,7 @@ from tests.phantoms import write_ct_series
 MIB = 1024**2
 SIDE_PIXELS = 512
 SPACING_ZYX_MM = (0.5, 0.8, 0.8)
+FORMATS = ("seg", "bundle")
 BOX_MM = (40.0, 40.0, 30.0)  # x, y, z
 
 
@@ -39,9 +41,9 @@ def main(slices: Annotated[str, typer.Option(help="Numbers of slices.")] = "300,
         for count in map(int, slices.split(",")):
             upload = Path(folder) / "series.tar"
             centre_lps_mm = write_upload(upload, count)
-            voxels = str(count * SIDE_PIXELS**2)  # the default limit is 1024 such slices
-            with running_service(max_voxels=voxels, data_dir=str(Path(folder) / "data")) as client:
-                figures[str(count)] = measure(client, upload, centre_lps_mm)
+            for format_ in FORMATS:
+                with running_service(data_dir=str(Path(folder) / "data")) as client:
+                    figures[f"{count}, {format_}"] = measure(client, upload, centre_lps_mm, format_)
     write_record("memory", "", {"box_mm": BOX_MM, "slices": figures})
     table = Table("slices", *next(iter(figures.values())))
     for label, figure in figures.items():
@@ -70,7 +72,9 @@ def write_upload(path: Path, count: int) -> tuple[float, float, float]:
     return float(x), float(y), float(z + count // 2 * SPACING_ZYX_MM[0])
 
 
-def measure(client: httpx.Client, upload: Path, centre_lps_mm: tuple[float, float, float]) -> dict[str, float]:
+def measure(
+    client: httpx.Client, upload: Path, centre_lps_mm: tuple[float, float, float], format_: str
+) -> dict[str, float]:
     """MiB and seconds of one request."""
     pid = pid_of(client)
     idle_mib = memory_mib(pid, "VmRSS")
@@ -78,7 +82,8 @@ def measure(client: httpx.Client, upload: Path, centre_lps_mm: tuple[float, floa
     started = time.perf_counter()
     with upload.open("rb") as stream:
         prompts = json.dumps({"boxes": [{"lps_mm": [lower, upper]}]})
-        answer = client.post("/segment", files={"files": ("series.tar", stream)}, data={"prompts": prompts})
+        data = {"prompts": prompts, "format": format_}
+        answer = client.post("/segment", files={"files": ("series.tar", stream)}, data=data)
     answer.raise_for_status()
     return {
         "upload_mib": round(upload.stat().st_size / MIB, 1),

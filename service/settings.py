@@ -260,8 +260,8 @@ class Settings(BaseSettings):
     max_instances: int = Field(default=4000, ge=1)
     """Images of one series."""
 
-    max_voxels: int = Field(default=1024 * 512 * 512, ge=1)
-    """Voxels of one volume. The mask and a working copy stay in memory: 1024 slices of 512 x 512 are 0.25 GiB each."""
+    max_voxels: int = Field(default=2048 * 512 * 512, ge=1)
+    """Voxels of one volume: 2048 slices of 512 x 512. A box in 2000 took 0.5 GiB for a SEG, 2 GiB for `bundle`."""
 
     upload_idle_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that an upload may stand still before it is given up, so that a stalled sender frees its place."""
