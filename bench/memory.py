@@ -1,5 +1,6 @@
-"""`python -m bench.memory`: the gateway's peak memory for one box in 300 and in 2000 slices of 512 x 512, for the SEG alone
-and for everything (`format=bundle`).
+"""`python -m bench.memory`: the gateway's peak memory for one box in 300 and in 2000 slices of 512 x 512.
+
+The SEG alone is asked for, and everything (`format=bundle`).
 
 Each upload is a TAR of uncompressed CT slices, 0.5 mm apart, sent to a gateway of its own; all else is alike, so that
 what differs is what is held per slice. Peak and resident memory are the gateway process's own, networks included.

@@ -33,6 +33,7 @@ from service.app import create_app, ledger_of, new_worker, open_bundle, open_eng
 from service.audit.trail import AuditTrail
 from service.capabilities import capabilities
 from service.conformance import statement
+from service.dicom.acquisition import read_acquisition
 from service.errors import MalformedRequest, TagsError
 from service.local import LocalRequest, segment_local, write_whole
 from service.preview import RESEARCH_USE
@@ -92,6 +93,10 @@ def segment_command(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Previous mask, NIfTI or DICOM SEG.")
     ] = None,
     series: Annotated[str | None, typer.Option(metavar="UID", help="Series, when there are several.")] = None,
+    acquisition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Which images of a series with several times or echoes."),
+    ] = None,
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = DEFAULT_FORMAT,
     profile: Annotated[str | None, typer.Option(help="Destination profile; `tags capabilities` lists them.")] = None,
 ) -> None:
@@ -104,6 +109,7 @@ def segment_command(
             organ_mask=organ_mask,
             mask=mask,
             series_instance_uid=series,
+            acquisition=acquisition_of(acquisition or []),
             format=format,
             profile=profile,
         )
@@ -284,6 +290,12 @@ def prompt_document(
     return read_prompt_document(json.dumps(document))
 
 
+def acquisition_of(pairs: list[str]) -> dict[str, float]:
+    """Of `EchoNumbers=1`. Raises: MalformedRequest."""
+    named = dict(pair.partition("=")[::2] for pair in pairs)
+    return read_acquisition(json.dumps({name: numbers(value, 1)[0] for name, value in named.items()}))
+
+
 def numbers(value: str, count: int) -> list[float]:
     """Raises: MalformedRequest: not `count` numbers with commas between them."""
     try:
@@ -291,7 +303,7 @@ def numbers(value: str, count: int) -> list[float]:
     except ValueError:
         parsed = []
     if len(parsed) != count:
-        raise MalformedRequest(f"a point takes 3 numbers and a box 6, such as {','.join('0' * count)}")
+        raise MalformedRequest(f"a point takes 3 numbers, a box 6, such as {','.join('0' * count)}")
     return parsed
 
 

@@ -204,8 +204,8 @@ class UnknownSeries(SeriesRefused):
 
 
 class MixedSeries(SeriesRefused):
-    """The images differ in orientation, acquisition or size, so that they do not form one volume. Send the images
-    of one acquisition."""
+    """The images differ in orientation, acquisition or size, so that they do not form one volume. Name one of the
+    listed choices in the field `acquisition`, or send the images of one acquisition."""
 
     slug, title = "mixed-series", "The series mixes images that do not form one volume"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class LocalRequest:
     organ_mask: Path | None = None
     mask: Path | None = None
     series_instance_uid: str | None = None
+    acquisition: Mapping[str, float] | None = None
     format: str = "seg"
     profile: str | None = None  # of the destination, `default` for None
 
@@ -79,7 +80,12 @@ async def _segment(
     limits = SeriesLimits(max_instances=settings.max_instances, max_voxels=settings.max_voxels)
     profile = profile_named(request.profile, settings.profiles_dir)
     with stages("headers"):
-        series = read_series(files, series_instance_uid=request.series_instance_uid, limits=limits)
+        series = read_series(
+            files,
+            series_instance_uid=request.series_instance_uid,
+            limits=limits,
+            acquisition=request.acquisition,
+        )
     prompts = _resolve(request, series)
     mask = await segment(series, prompts, engine, stages)
     lineage = read_lineage(request.mask)

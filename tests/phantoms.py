@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -122,6 +122,24 @@ def write_ct_series(
         series_instance_uid=generate_uid(entropy_srcs=["series", study, series]),
         sop_instance_uids=tuple(sop_instance_uids),
     )
+
+
+def write_two_echoes(directory: Path) -> PhantomSeries:
+    """One MR series with every slice twice, EchoNumbers 1 and 2, the second brighter. `paths` has all files, the rest
+    is that of the first echo."""
+
+    def second(dataset: Dataset, slice_index: int) -> None:
+        dataset.EchoNumbers = 2
+        dataset.SOPInstanceUID = generate_uid()
+        pixels = np.frombuffer(dataset.PixelData, "<u2") + np.uint16(5)
+        dataset.PixelData = pixels.astype("<u2").tobytes()
+
+    def first(dataset: Dataset, slice_index: int) -> None:
+        dataset.EchoNumbers = 1
+
+    phantom = write_ct_series(directory / "1", modality="MR", change=first)
+    other = write_ct_series(directory / "2", modality="MR", change=second)
+    return replace(phantom, paths=[*phantom.paths, *other.paths])
 
 
 def _geometry(

@@ -52,6 +52,12 @@ SEGMENT_BODY: dict[str, Any] = {
                             "type": "string",
                             "description": "required when the upload holds more than one usable series",
                         },
+                        "acquisition": {
+                            "type": "object",
+                            "additionalProperties": {"type": "number"},
+                            "description": "of a series that holds several at the same places, as 409 lists them",
+                            "example": {"EchoNumbers": 1},
+                        },
                         "bundle": {
                             "type": "string",
                             "description": "name and version of a loaded bundle, as /capabilities lists them",
@@ -60,7 +66,7 @@ SEGMENT_BODY: dict[str, Any] = {
                         "profile": {"type": "string", "description": "destination profile, see /capabilities"},
                     },
                 },
-                "encoding": {"prompts": {"contentType": "application/json"}},
+                "encoding": {name: {"contentType": "application/json"} for name in ("prompts", "acquisition")},
             },
             "application/json": {"schema": {"$ref": f"{SCHEMAS}PullRequest"}},
         },

@@ -7,6 +7,7 @@ What enters: the request. What leaves: an `Upload` as if the files had been sent
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from service.api.body import stream_blocks
 from service.api.gateway import Gateway
 from service.api.uploads import Upload
 from service.audit.event import Participant, transferred
+from service.dicom.acquisition import Acquisition
 from service.dicomweb.client import DicomwebClient
 from service.errors import MalformedRequest, UnknownSource
 from service.prompt_document import PromptDocument
@@ -44,6 +46,7 @@ class PullRequest(BaseModel):
     study_instance_uid: str = UID
     series_instance_uid: str = UID
     prompts: PromptDocument = PromptDocument()
+    acquisition: Acquisition = {}
     format: str | None = None
 
 
@@ -68,6 +71,8 @@ async def pulled(request: Request, gateway: Gateway, stages: Stages) -> AsyncIte
             await audit(gateway, transferred(source, gateway.audit.us, study, action="C"))
         fields = {"prompts": wanted.prompts.model_dump_json(exclude_none=True)}
         fields["series_instance_uid"] = wanted.series_instance_uid
+        if wanted.acquisition:
+            fields["acquisition"] = json.dumps(wanted.acquisition)
         if wanted.format:
             fields["format"] = wanted.format
         yield Upload(tuple(files), None, None, fields, sum(file.stat().st_size for file in files))

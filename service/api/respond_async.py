@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from service.api.gateway import Gateway
 from service.api.jobs import job_document
 from service.api.uploads import Upload
+from service.dicom.acquisition import read_acquisition
 from service.ledger.jobs import NewJob, Priority
 from service.ledger.trails import Trail
 from service.work.plans import RequestPlan
@@ -38,7 +39,7 @@ async def accept_job(
     """The 202 answer.
 
     Args: profile: "" for the default one. bundle: identity of the one that the request named, None for the default.
-    Raises: StorageFull, LedgerUnavailable.
+    Raises: MalformedRequest, StorageFull, LedgerUnavailable.
     """
     job_id = await to_thread.run_sync(_enqueue, gateway, upload, format, profile, bundle, requested_by, trail)
     gateway.work_arrived()
@@ -66,6 +67,7 @@ def _enqueue(
         mask=key(upload.mask),
         prompts=upload.fields.get("prompts"),
         series_instance_uid=upload.fields.get("series_instance_uid", "").strip() or None,
+        acquisition=read_acquisition(upload.fields.get("acquisition")),
         format=format,
         profile=profile,
         bundle=bundle,

@@ -30,6 +30,7 @@ from service.api.respond_async import accept_job, is_preferred
 from service.api.uploads import Upload, received
 from service.audit.event import Participant, accessed
 from service.bundles import choose
+from service.dicom.acquisition import read_acquisition
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
 from service.dicom.profiles import Profile, profile_named
@@ -156,7 +157,8 @@ async def _segment(
 def _read_series(upload: Upload, settings: Settings) -> Series:
     limits = SeriesLimits(max_instances=settings.max_instances, max_voxels=settings.max_voxels)
     uid = upload.fields.get("series_instance_uid", "").strip() or None
-    return read_series(upload.files, series_instance_uid=uid, limits=limits)
+    acquisition = read_acquisition(upload.fields.get("acquisition"))
+    return read_series(upload.files, series_instance_uid=uid, limits=limits, acquisition=acquisition)
 
 
 def _resolve(document: PromptDocument, series: Series, upload: Upload) -> Prompts:

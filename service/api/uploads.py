@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.telemetry.stages import Stages
 
 FILE_FIELDS = ("files", "organ_mask", "mask")
-TEXT_FIELDS = ("prompts", "series_instance_uid", "bundle", "format", "profile")
+TEXT_FIELDS = ("prompts", "series_instance_uid", "acquisition", "bundle", "format", "profile")
 
 
 @dataclass(frozen=True)

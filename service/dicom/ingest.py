@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import filecmp
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from service.dicom.acquisition import of_acquisition
 from service.dicom.header import Header, NotUsed, read_headers
 from service.dicom.pixels import check_transfer_syntaxes, read_voxels
 from service.dicom.series import Series, SetAside
@@ -55,15 +56,22 @@ class SeriesLimits:
     max_voxels: int
 
 
-def read_series(files: Sequence[Path], *, series_instance_uid: str | None, limits: SeriesLimits) -> Series:
+def read_series(
+    files: Sequence[Path],
+    *,
+    series_instance_uid: str | None,
+    limits: SeriesLimits,
+    acquisition: Mapping[str, float] | None = None,
+) -> Series:
     """Find, sort and check the series to segment.
 
     Args: files: any files, of one or more series, in any order.  series_instance_uid: which to take; None when the
-    files hold only one usable series.
+    files hold only one usable series.  acquisition: numbers that its images must have; the others are set aside.
     Raises: any leaf of SeriesRefused; UnsupportedTransferSyntax. Details hold counts and tag names only.
     """
     series, unused = _group(files)
-    headers = _choose(series, unused, series_instance_uid)
+    of_series = _choose(series, unused, series_instance_uid)
+    headers = of_acquisition(of_series, acquisition or {})
     if len(headers) > limits.max_instances:
         raise VolumeTooLarge(f"The series has {len(headers)} images; at most {limits.max_instances} are accepted.")
     if (voxels := sum(header.voxels for header in headers)) > limits.max_voxels:
@@ -75,9 +83,9 @@ def read_series(files: Sequence[Path], *, series_instance_uid: str | None, limit
     check_transfer_syntaxes(headers)
     distinct = _without_copies(headers)
     ordered, geometry = stack(distinct)
-    kept = {id(header) for header in distinct}
-    copies = [NotUsed("duplicate", h.series_instance_uid, h.sop_instance_uid) for h in headers if id(h) not in kept]
-    return Series(ordered, geometry, _set_aside([*unused, *copies]))
+    copies = _left_out("duplicate", headers, distinct)
+    others = _left_out("other-acquisition", of_series, headers)
+    return Series(ordered, geometry, _set_aside([*unused, *copies, *others]))
 
 
 def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed]]:
@@ -91,6 +99,11 @@ def _group(files: Iterable[Path]) -> tuple[dict[str, list[Header]], list[NotUsed
         else:
             series[headers[0].series_instance_uid] += headers
     return dict(series), unused
+
+
+def _left_out(reason: str, headers: Sequence[Header], kept: Sequence[Header]) -> list[NotUsed]:
+    kept_ids = {id(header) for header in kept}
+    return [NotUsed(reason, h.series_instance_uid, h.sop_instance_uid) for h in headers if id(h) not in kept_ids]
 
 
 def _set_aside(unused: Sequence[NotUsed]) -> tuple[SetAside, ...]:

@@ -70,8 +70,9 @@ class Outcome:
         digest = hashlib.sha256()
         for start in range(0, len(self.mask.voxels), 8):  # whole bytes in each slab, and never a copy of the volume
             digest.update(np.packbits(self.mask.voxels[start : start + 8]).tobytes())
-        shape, uids = repr(self.mask.geometry.shape_zyx), self.series.sop_instance_uids
-        return generate_uid(entropy_srcs=[*uids, shape, digest.hexdigest(), *revision, *made_by])
+        shape = repr(self.mask.geometry.shape_zyx)
+        images = [f"{h.sop_instance_uid} {h.frame}" if h.frame else h.sop_instance_uid for h in self.series.headers]
+        return generate_uid(entropy_srcs=[*images, shape, digest.hexdigest(), *revision, *made_by])
 
     @property
     def following(self) -> Lineage:

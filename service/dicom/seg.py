@@ -121,6 +121,8 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
+    if enhanced:
+        _refer_to_frames(segmentation, series.headers[first:last])
     segmentation.PatientName = patient_name
     segmentation.SegmentsOverlap = "NO"
     if outcome.lineage:
@@ -134,6 +136,16 @@ def _planes(headers: tuple[Header, ...]) -> dict[str, Any]:
         "plane_positions": [hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers],
         "plane_orientation": hd.PlaneOrientationSequence("PATIENT", headers[0].orientation),
     }
+
+
+def _refer_to_frames(segmentation: Segmentation, headers: tuple[Header, ...]) -> None:
+    """highdicom takes the first source frame at a position; other times and echoes may lie there, too."""
+    places = np.array([header.position_lps_mm for header in headers])
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        header = headers[int(np.linalg.norm(places - position, axis=1).argmin())]
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = header.sop_instance_uid, header.frame
 
 
 def _written(segmentation: Segmentation) -> bytes:

@@ -9,11 +9,11 @@ affine keeps the true step, so the grid is sheared and every voxel stays where t
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from service.dicom.acquisition import choices
 from service.dicom.header import DISCRIMINATORS, Header
 from service.domain.geometry import Geometry
 from service.errors import InconsistentGeometry, MissingSlice, MixedSeries
@@ -25,11 +25,6 @@ POSITION_TOLERANCE_MM = 0.1  # of a slice from its place in the even stack: posi
 SAME_POSITION_MM = 0.01  # nearer than this along the normal: the same position
 GAP_RATIO = 1.5  # a gap this many times the usual one is a missing slice, not noise
 MAX_GAPS_SHARE = 0.25  # more gaps than this and the spacing varies by design
-# Which discriminators are listed as choices in a refusal: numbers of the acquisition, never text or times of day.
-LISTED = (
-    "AcquisitionNumber", "EchoNumbers", "EchoTime", "InversionTime", "TemporalPositionIdentifier", "TriggerTime",
-    "DiffusionBValue",
-)  # fmt: skip
 MAX_TILT_DEGREES = 45.0  # gantries tilt up to 30 degrees
 
 
@@ -135,26 +130,9 @@ def _check_doubled(ordered: Sequence[Header], gaps_mm: np.ndarray) -> None:
     raise MixedSeries(
         f"{len(doubled)} of {len(ordered)} images lie where another image lies already; "
         + (f"such images differ in {', '.join(differing)}. " if differing else "no usual attribute tells them apart. ")
-        + "Send the images of one acquisition only.",
-        choices=_choices(ordered, [name for name in differing if name in LISTED]),
+        + "Name one acquisition in the field acquisition, or send its images only.",
+        choices=choices(ordered, differing),
     )
-
-
-def _choices(headers: Sequence[Header], names: Sequence[str]) -> list[dict[str, object]]:
-    """The acquisitions that share positions, by the numbers that tell them apart, and how many images each has."""
-    counted = Counter(
-        tuple((name, number) for name in names if (number := _number(dict(header.discriminators)[name])) is not None)
-        for header in headers
-    )
-    return [{**dict(values), "images": count} for values, count in sorted(counted.items()) if values]
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text.strip("'\""))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _check_gaps(gaps_mm: np.ndarray) -> None:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from service.dicom.acquisition import Acquisition
 from service.dicom.keywords import is_keyword
 from service.dicom.profiles import profile_named
 from service.errors import UnknownProfile
@@ -109,6 +110,9 @@ class Rule(_Strict):
     match: dict[str, Annotated[Test, BeforeValidator(_test)]]
     choose: Literal["each", "most-images", "thinnest"] = "each"
     prompts: RulePrompts
+    acquisition: Acquisition = Field(
+        default={}, description="of a series that holds several: the numbers of the one to segment"
+    )
     bundle: str | None = Field(default=None, description="name, version or both of a loaded bundle; the default else")
     outputs: tuple[str, ...] | None = Field(
         default=None, description="DICOM objects instead of those that the profile sends"

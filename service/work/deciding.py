@@ -111,6 +111,7 @@ class Decider:
             target=rule.prompts.target,
             annotations=tuple(item.sop_instance_uid for item in annotations),
             organ_mask=organs[-1].sop_instance_uid if organs else None,
+            acquisition=rule.acquisition,
             bundle=rule.bundle,
             outputs=rule.outputs,
             destinations=rule.destinations,

@@ -25,6 +25,7 @@ class SeriesPlan(_Plan):
     target: str | None = None
     annotations: tuple[str, ...] = ()  # SOP Instance UIDs that say where to look
     organ_mask: str | None = None  # SOP Instance UID of a SEG
+    acquisition: dict[str, float] = {}  # numbers that tell it from the others of the series
     bundle: str | None = None
     outputs: tuple[str, ...] | None = None  # what each destination's profile sends by default
     destinations: tuple[str, ...]
@@ -50,6 +51,7 @@ class RequestPlan(_Plan):
     mask: str | None = None
     prompts: str | None = None  # the document as it was sent, checked
     series_instance_uid: str | None = None
+    acquisition: dict[str, float] = {}
     format: str
     requested_by: str = ""  # who may fetch the result without being allowed to read everything
     profile: str = ""  # name of the destination profile; the default one else

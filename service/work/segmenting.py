@@ -6,7 +6,7 @@ What enters: a lease. What leaves, in one transaction: results in the ledger, de
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ class Segmenter:
             return {}
 
         def read(directory: Path) -> _Task:
-            source = self._read_held(lease.series_instance_uid, directory)
+            source = self._read_held(lease.series_instance_uid, plan.acquisition, directory)
             self._audit(source, f"rule:{plan.rule}")
             return self._task_of_series(plan, source, directory)
 
@@ -113,18 +113,18 @@ class Segmenter:
 
     def _task_of_request(self, plan: RequestPlan, directory: Path) -> _Task:
         paths = dict(zip(plan.keys, self.ledger.store.fetch(plan.keys, directory), strict=True))
-        source = self._read([paths[key] for key in plan.files], plan.series_instance_uid)
+        source = self._read([paths[key] for key in plan.files], plan.series_instance_uid, plan.acquisition)
         self._audit(source, plan.requested_by)
         organ_mask, mask = (paths[key] if key else None for key in (plan.organ_mask, plan.mask))
         return _task(source, read_prompt_document(plan.prompts), organ_mask, mask)
 
-    def _read_held(self, series_instance_uid: str, directory: Path) -> Series:
+    def _read_held(self, series_instance_uid: str, acquisition: Mapping[str, float], directory: Path) -> Series:
         held = self.ledger.series.instances(series_instance_uid=series_instance_uid)
-        return self._read(self._fetch(held, directory), series_instance_uid)
+        return self._read(self._fetch(held, directory), series_instance_uid, acquisition)
 
-    def _read(self, files: Sequence[Path], series_instance_uid: str | None) -> Series:
+    def _read(self, files: Sequence[Path], series_instance_uid: str | None, acquisition: Mapping[str, float]) -> Series:
         limits = SeriesLimits(max_instances=self.settings.max_instances, max_voxels=self.settings.max_voxels)
-        return read_series(files, series_instance_uid=series_instance_uid, limits=limits)
+        return read_series(files, series_instance_uid=series_instance_uid, limits=limits, acquisition=acquisition)
 
     def _fetch(self, held: Sequence[HeldInstance], directory: Path) -> tuple[Path, ...]:
         return self.ledger.store.fetch([item.object_key for item in held], directory)

@@ -17,7 +17,7 @@ from service.nifti import read_nifti
 from service.preview import RESEARCH_USE
 from tests.component.gateway import RunningGateway, running, slug
 from tests.fakes.engine import FakeEngine
-from tests.phantoms import PhantomSeries, write_ct_series
+from tests.phantoms import PhantomSeries, write_ct_series, write_two_echoes
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,28 @@ async def test_a_series_is_chosen_by_its_uid(gateway, phantom, tmp_path_factory)
         both, click(other), query="?format=json", fields={"series_instance_uid": other.series_instance_uid}
     )
     assert chosen.json()["series"]["shape_zyx"] == [12, 40, 48]
+
+
+async def test_an_acquisition_is_chosen_by_one_of_the_listed_choices(gateway, tmp_path_factory):
+    echoes = write_two_echoes(tmp_path_factory.mktemp("echoes"))
+    refused = await gateway.segment(echoes.paths, click(echoes), query="?format=json")
+    assert slug(refused) == "mixed-series"
+    choice = refused.json()["choices"][0]
+    assert choice == {"EchoNumbers": 1, "images": 24}
+    chosen = await gateway.segment(
+        echoes.paths, click(echoes), query="?format=json", fields={"acquisition": json.dumps(choice)}
+    )
+    assert chosen.status_code == 200, chosen.text
+    assert [(item["reason"], item["count"]) for item in chosen.json()["set_aside"]] == [("other-acquisition", 24)]
+
+
+@pytest.mark.parametrize(
+    "acquisition", ["1", "{", '{"PatientName": 1}', '{"EchoNumbers": "CANARY"}', '{"EchoTime": 1e999}']
+)
+async def test_an_acquisition_that_says_nothing_is_refused(gateway, phantom, acquisition):
+    refused = await gateway.segment(phantom.paths, click(phantom), fields={"acquisition": acquisition})
+    assert slug(refused) == "malformed-request"
+    assert "CANARY" not in refused.text
 
 
 async def test_a_target_beyond_the_bundles_vocabulary_is_taken_and_noted(gateway, phantom):

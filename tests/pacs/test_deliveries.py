@@ -21,7 +21,7 @@ from tests.fakes.engine import FAKE_BUNDLE, TINY_BUNDLE, FakeEngine
 from tests.pacs.fake_pacs import FakePacs, fake_pacs
 from tests.pacs.live import LiveGateway, live_gateway
 from tests.pacs.stow import store
-from tests.phantoms import PhantomSeries, write_ct_series
+from tests.phantoms import PhantomSeries, write_ct_series, write_two_echoes
 
 RULE = {
     "name": "any",
@@ -217,6 +217,24 @@ def test_a_bundle_that_is_not_loaded_ends_in_a_dead_letter_that_says_so(tmp_path
         dead = one_job(gateway, "series")
     assert dead["reason"] == "model-not-ready"
     assert "fake 0" in dead["detail"]
+
+
+def test_a_rule_may_name_the_acquisition_to_segment(tmp_path, pacs):
+    """Without one a series of two echoes ends with its reason; with one it is delivered, on that echo's images."""
+    sent = write_two_echoes(tmp_path / "sent")
+    rule = RULE | {"match": {"Modality": "MR"}}
+    file = write_routing(tmp_path, pacs, rule)
+    with live_gateway(tmp_path / "without", routing_file=file) as gateway:
+        store(gateway.client, sent.paths)
+        gateway.wait_for("the refusal", lambda: any(job["reason"] == "mixed-series" for job in gateway.jobs()))
+    assert not pacs.posts
+    file = write_routing(tmp_path, pacs, rule | {"acquisition": {"EchoNumbers": 1}})
+    with live_gateway(tmp_path / "with", routing_file=file) as gateway:
+        store(gateway.client, sent.paths)
+        gateway.wait_for("the delivery", gateway.all_done)
+    (seg,) = delivered(pacs)
+    referenced = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referenced <= set(sent.sop_instance_uids)
 
 
 def test_the_senders_notice_ends_the_waiting(tmp_path, pacs):

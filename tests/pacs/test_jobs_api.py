@@ -17,7 +17,7 @@ from service.errors import ModelNotReady
 from tests.component.gateway import slug
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 from tests.pacs.live import LiveGateway, live_gateway
-from tests.phantoms import CANARY, PhantomSeries, write_ct_series
+from tests.phantoms import CANARY, PhantomSeries, write_ct_series, write_two_echoes
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def submit(
     phantom: PhantomSeries,
     prompts: dict[str, Any] | None = None,
     format: str = "json",
+    fields: dict[str, str] | None = None,
     **wishes: str,
 ) -> httpx.Response:
     click = {"points": [{"lps_mm": phantom.centre_lps_mm.tolist()}]}
@@ -43,7 +44,7 @@ def submit(
         "/segment",
         params={"format": format, **wishes},
         files=[("files", (path.name, path.read_bytes())) for path in phantom.paths],
-        data={"prompts": json.dumps(prompts or click)},
+        data={"prompts": json.dumps(prompts or click)} | (fields or {}),
         headers={"Prefer": "respond-async, wait=1"},
     )
 
@@ -84,6 +85,12 @@ def test_a_request_that_does_not_wait_may_name_a_bundle_and_a_profile(tmp_path, 
         result = gateway.client.get(f"{address}/result")
     assert (result.headers["tags-bundle"], result.headers["content-type"]) == ("old 0", "application/zip")
     assert ("encode" in old.calls, "encode" in default.calls) == (True, False)
+
+
+def test_a_request_that_does_not_wait_may_name_an_acquisition(gateway, tmp_path):
+    echoes = write_two_echoes(tmp_path / "echoes")
+    answer = submit(gateway, echoes, {"text": "liver tumour"}, fields={"acquisition": '{"EchoNumbers": 2}'})
+    assert ended(gateway, answer.headers["location"])["state"] == "done"
 
 
 def test_events_tell_of_each_change_and_end_with_the_job(tmp_path, phantom):

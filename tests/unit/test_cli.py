@@ -16,7 +16,7 @@ from service import cli, local
 from service.errors import MalformedRequest, ModelNotReady
 from service.prompt_document import Box, Point
 from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
-from tests.phantoms import CANARY, write_ct_series
+from tests.phantoms import CANARY, write_ct_series, write_two_echoes
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,17 @@ def test_the_default_format_is_dicom_seg(engine, series, tmp_path):
     out = tmp_path / "tumour.dcm"
     assert run("segment", tmp_path / "series", "--point", joined(series.centre_lps_mm), "--out", out).exit_code == 0
     assert Grid(tmp_path / "series").seg(out.read_bytes()).any()
+
+
+def test_one_echo_of_two_is_named(engine, tmp_path):
+    echoes, out = write_two_echoes(tmp_path / "series"), tmp_path / "tumour.dcm"
+    asked = ["segment", tmp_path / "series", "--point", joined(echoes.centre_lps_mm), "--out", out]
+    assert run(*asked).exit_code == 1
+    assert run(*asked, "--acquisition", "EchoNumbers=two").exit_code == 1
+    assert not out.exists()
+    done = run(*asked, "--acquisition", "EchoNumbers=2")
+    assert done.exit_code == 0, done.output
+    assert "24 (other-acquisition)" in done.stdout
 
 
 def test_the_senders_files_are_left_alone_archives_too(engine, series, tmp_path):
