@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable
 
-LIBRARIES = ("pydicom", "highdicom", "nibabel", "PIL", "gdcm", "python_multipart")
+LIBRARIES = ("pydicom", "highdicom", "nibabel", "PIL", "python_multipart")
 
 
 class _Counter(logging.Handler):
@@ -28,6 +28,8 @@ def silence_foreign_libraries(count: Callable[[], None]) -> None:
         logger = logging.getLogger(library)
         logger.handlers = [_Counter(count)]
         logger.propagate = False
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith(f"{library}.")]:
+            logging.getLogger(name).handlers = []  # nibabel's own writes to stderr
         warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
     logging.captureWarnings(False)
     # One JSON line per request is ours to write; uvicorn's own would add the raw query string.
