@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from service.app import create_app
 from service.conformance import statement
@@ -58,6 +59,17 @@ def test_the_conformance_statement_is_that_of_the_code(monkeypatch):
     settings = Settings(dimse_port=11112)
     expected = statement(settings, Routing(), create_app(settings))
     assert (DOCS / "conformance.md").read_text() == expected, "TAGS_DIMSE_PORT=11112 tags conformance > that page"
+
+
+def test_the_conformance_statement_says_what_this_configuration_protects():
+    peers = {"d": {"stow": {"url": "https://d/dicom-web"}}}
+    rule = {"name": "research", "match": {"Modality": "CT"}, "prompts": {"text": "t"}, "destinations": ["d"]}
+    routing = Routing.model_validate({"destinations": peers, "rules": [rule | {"deidentified": True}]})
+    settings = Settings(audit_file=Path("a"), audit_required=True, deidentification_key=SecretStr("k" * 32))
+    text = statement(settings, routing, create_app(settings))
+    assert "| destination d | STOW-RS | qido |" in text
+    assert "| a file, without which nothing is done |" in text
+    assert "by replacement | `POST /segment` where it asks, results of the rule research |" in text
 
 
 def test_each_decision_is_in_the_index():
