@@ -77,9 +77,8 @@ def statement(settings: Settings, routing: Routing, app: FastAPI) -> str:
         ["## Destinations and sources", ""], _peers(routing),
         ["## Character sets", ""],
         ["Any that pydicom decodes is read. Created objects keep the set of their source where they hold its text."],
-        ["## Security"],
-        ["[Deployment](deployment.md) says what protects the connections. No attribute is coerced on receipt: objects "
-         "are kept byte by byte."],
+        ["## Security", ""], _security(settings, routing),
+        ["No attribute is coerced on receipt: objects are kept byte by byte."],
     ]  # fmt: skip
     return "\n\n".join("\n".join(section).strip() for section in sections) + "\n"
 
@@ -150,6 +149,24 @@ def _peers(routing: Routing) -> list[str]:
     if not rows:
         return ["None is configured.", ""]
     return _table(("name", "service", "proved by"), rows)
+
+
+def _security(settings: Settings, routing: Routing) -> list[str]:
+    listener = "yes" if settings.dimse_tls else "no (TAGS_DIMSE_TLS)"
+    if settings.dimse_tls and settings.dimse_tls_client_ca_file:
+        listener += ", with client certificates"
+    ways = [("a file", settings.audit_file), ("syslog over TLS (A.6)", settings.audit_syslog)]
+    audit = " and ".join(way for way, target in ways if target) or "off (TAGS_AUDIT_FILE, TAGS_AUDIT_SYSLOG)"
+    requests = "every `POST /segment`" if settings.deidentify_requests else "`POST /segment` where it asks"
+    rules = "".join(f", results of the rule {rule.name}" for rule in routing.rules if rule.deidentified)
+    has_key = bool(settings.deidentification_key.get_secret_value())
+    return _table(("PS3.15", "here"), [
+        ("TLS by BCP 195 (Annex B), DICOM listener", listener),
+        ("TLS by BCP 195, DICOMweb", "yes" if settings.tls_certificate_file else "by what stands before the service"),
+        ("Audit trail messages (A.5)", audit + (", without which nothing is done" if settings.audit_required else "")),
+        ("Basic Application Level Confidentiality Profile (Annex E), by replacement",
+         requests + rules if has_key else "off (TAGS_DEIDENTIFICATION_KEY)"),
+    ])  # fmt: skip
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

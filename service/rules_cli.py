@@ -81,4 +81,5 @@ def decisions_table(studies: dict[str, list[Candidate]], routing: Routing) -> Ta
 
 def described_outputs(rule: Rule) -> str:
     wanted = ", ".join(rule.outputs) if rule.outputs else "the profile's objects"
+    wanted += " without the patient" if rule.deidentified else ""
     return f"{wanted} by {rule.bundle}" if rule.bundle else wanted

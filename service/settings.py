@@ -122,11 +122,12 @@ class Settings(BaseSettings):
 
     deidentification_key: SecretStr = SecretStr("")
     """Secret from which the UIDs and patient pseudonyms of de-identified processing follow, of 32 characters or more;
-    without it `POST /segment?deidentified=true` is refused. The same on every replica; another key gives others."""
+    without it `POST /segment?deidentified=true` and the jobs of a rule with `deidentified` are refused. The same on
+    every replica; another key gives others."""
 
     deidentify_requests: bool = False
     """Work on every `POST /segment` as if it said `deidentified=true`. Series that a PACS sends are not concerned:
-    their results go back into the patient's study."""
+    their rules say it for themselves."""
 
     data_dir: Path = Path("data")
     """Directory for what the service keeps between runs: ledger.db, objects/ and staging/, unless the next two settings

@@ -17,7 +17,6 @@ from service.api.gateway import Gateway
 from service.api.uploads import Upload
 from service.audit.event import accessed
 from service.dicom.deidentification import Original, Pseudonyms, deidentify
-from service.errors import NotDeidentifiable
 from service.mask_file import is_dicom
 from service.prompt_document import read_prompt_document
 from service.settings import Settings
@@ -28,10 +27,7 @@ def pseudonyms_for(settings: Settings, *, asked: bool) -> Pseudonyms | None:
     """None where neither the request nor the settings want it. Raises: NotDeidentifiable: no key is set."""
     if not (asked or settings.deidentify_requests):
         return None
-    key = settings.deidentification_key.get_secret_value().encode()
-    if not key:
-        raise NotDeidentifiable("De-identified processing is not set up here.")
-    return Pseudonyms(key)
+    return Pseudonyms.keyed(settings.deidentification_key.get_secret_value())
 
 
 async def deidentified_upload(

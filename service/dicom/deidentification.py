@@ -84,6 +84,13 @@ class Pseudonyms:
 
     key: bytes = field(repr=False)
 
+    @classmethod
+    def keyed(cls, key: str) -> Pseudonyms:
+        """Raises: NotDeidentifiable: there is no key."""
+        if not key:
+            raise NotDeidentifiable("De-identified processing is not set up here.")
+        return cls(key.encode())
+
     def uid(self, original: str) -> str:
         """Source: PS3.5 B.2, UIDs derived from a UUID."""
         return f"2.25.{UUID(bytes=self._digest('uid', original)[:16], version=5).int}"

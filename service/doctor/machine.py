@@ -44,6 +44,10 @@ def check_routing(settings: Settings) -> tuple[Routing, list[Check]]:
     if empty:
         fix = "Set these variables for this process; the routing file names them for passwords and tokens."
         return routing, [Check("routing", "red", f"empty: {', '.join(empty)}", fix)]
+    nameless = [rule.name for rule in routing.rules if rule.deidentified]
+    if nameless and not settings.deidentification_key.get_secret_value():
+        fix = "Set TAGS_DEIDENTIFICATION_KEY, the same for each gateway and worker: `openssl rand -hex 32`."
+        return routing, [Check("routing", "red", f"no key for pseudonyms, by rule {', '.join(nameless)}", fix)]
     found = f"{len(routing.rules)} rules, {len(routing.destinations)} destinations, {len(routing.sources)} sources"
     return routing, [Check("routing", "green", found)]
 

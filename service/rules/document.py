@@ -120,6 +120,9 @@ class Rule(_Strict):
     destinations: tuple[str, ...] = Field(min_length=1)
     profile: str = Field(default="", description="destination profile instead of the destinations' own")
     priority: Literal["interactive", "urgent", "routine"] = "routine"
+    deidentified: bool = Field(
+        default=False, description="results without the patient, by pseudonyms; needs TAGS_DEIDENTIFICATION_KEY"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Rule:

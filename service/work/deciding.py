@@ -116,6 +116,7 @@ class Decider:
             outputs=rule.outputs,
             destinations=rule.destinations,
             profiles={name: rule.profile or routing.destinations[name].profile for name in rule.destinations},
+            deidentified=rule.deidentified,
         )
         marked = "+".join(sorted(item.object_key.rpartition("/")[2][:16] for item in annotations))
         return NewJob(

@@ -30,6 +30,7 @@ class SeriesPlan(_Plan):
     outputs: tuple[str, ...] | None = None  # what each destination's profile sends by default
     destinations: tuple[str, ...]
     profiles: dict[str, str] = {}  # of a destination: the name of its profile
+    deidentified: bool = False
 
     def profile_of(self, destination: str) -> str:
         return self.profiles.get(destination) or DEFAULT_PROFILE

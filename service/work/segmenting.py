@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from service.audit.event import Participant, accessed
 from service.audit.trail import AuditTrail
 from service.bundles import choose
 from service.dicom.annotations import read_marks
+from service.dicom.deidentification import Pseudonyms, deidentify
 from service.dicom.facts import read_facts
 from service.dicom.ingest import SeriesLimits, read_series
 from service.dicom.lineage import read_lineage
@@ -69,7 +70,8 @@ class Segmenter:
         def read(directory: Path) -> _Task:
             source = self._read_held(lease.series_instance_uid, plan.acquisition, directory)
             self._audit(source, f"rule:{plan.rule}")
-            return self._task_of_series(plan, source, directory)
+            task = self._task_of_series(plan, source, directory)
+            return self._without_patient(task, directory) if plan.deidentified else task
 
         return await self._run(plan.bundle, stages, read, partial(self._conclude_series, lease, plan))
 
@@ -145,6 +147,17 @@ class Segmenter:
         document = PromptDocument(text=plan.text, target=plan.target, points=points, boxes=boxes)
         organ_mask = paths[plan.organ_mask] if plan.organ_mask else None
         return _task(source, document, organ_mask, masks[-1] if masks else None)
+
+    def _without_patient(self, task: _Task, directory: Path) -> _Task:
+        """The same task on copies of its images without their patient, so that no result knows of one; what is held
+        stays as it is. Raises: NotDeidentifiable: burned-in words, or no key."""
+        pseudonyms = Pseudonyms.keyed(self.settings.deidentification_key.get_secret_value())
+        (copies := directory / "without-patient").mkdir()
+        files = []
+        for number, path in enumerate(dict.fromkeys(header.path for header in task.source.headers)):
+            files.append(Path(shutil.copyfile(path, copies / f"{number:06}")))
+            deidentify(files[-1], pseudonyms)
+        return replace(task, source=self._read(files, None), lineage=None)
 
     def _conclude_series(self, lease: Lease, plan: SeriesPlan, found: _Found, directory: Path) -> None:
         """The objects that each destination's profile wants: one set for all destinations of a profile."""

@@ -70,6 +70,15 @@ def test_promtool_accepts_the_rules_and_they_fire_as_meant():
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
+@pytest.mark.parametrize("alert", [rule["alert"] for rule in ALERTS])
+def test_each_alert_is_seen_to_fire_and_to_be_silent(alert):
+    tests = yaml.safe_load((ROOT / "tests" / "deployment" / "alerts_test.yaml").read_text())["tests"]
+    expected = [
+        bool(case["exp_alerts"]) for test in tests for case in test["alert_rule_test"] if case["alertname"] == alert
+    ]
+    assert set(expected) == {True, False}
+
+
 def test_promtool_accepts_the_compose_stacks_prometheus(tmp_path):
     text = (ROOT / "docker" / "compose" / "prometheus.yml").read_text()
     assert "/etc/prometheus/alerts.yaml" in text

@@ -73,7 +73,10 @@ def _handler(pacs: FakePacs) -> type[BaseHTTPRequestHandler]:
                 pacs.queries += 1
             if pacs.mode == "breaks":
                 return self._answer(503, [])
-            (uid,) = parse_qs(urlsplit(self.path).query)["SOPInstanceUID"]
+            address = urlsplit(self.path)
+            if "SOPInstanceUID" not in parse_qs(address.query):  # studies are none, and nothing is given back
+                return self._answer(404 if "/studies/" in address.path else 200, [])
+            (uid,) = parse_qs(address.query)["SOPInstanceUID"]
             with pacs.lock:
                 there = uid in pacs.held
             return self._answer(200, [{"00080018": {"vr": "UI", "Value": [uid]}}] if there else [])

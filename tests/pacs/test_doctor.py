@@ -19,7 +19,7 @@ from service import cli, watchdog
 from service.doctor import ingress
 from service.doctor.check import Check
 from service.doctor.examination import Findings, examine
-from service.doctor.machine import check_clock, check_settings
+from service.doctor.machine import check_clock, check_routing, check_settings
 from service.doctor.report import html, write_report
 from service.settings import Settings
 from tests.fakes.engine import FakeEngine
@@ -127,6 +127,23 @@ async def test_a_wrong_password_and_a_wrong_name_are_told_apart_from_a_dead_serv
     assert "AE title" in found["destination node: echo"].fix
     monkeypatch.delenv("PACS_PASSWORD")
     assert "PACS_PASSWORD" in (await findings(chosen, store=False))["routing"].found
+
+
+async def test_a_rule_that_leaves_the_patient_out_needs_a_key(tmp_path):
+    rule = {
+        "name": "r",
+        "match": {"Modality": "CT"},
+        "prompts": {"text": "t"},
+        "destinations": ["d"],
+        "deidentified": True,
+    }
+    file = tmp_path / "routing.yaml"
+    file.write_text(json.dumps({"destinations": {"d": {"stow": {"url": "http://127.0.0.1:1/d"}}}, "rules": [rule]}))
+    _, (check,) = check_routing(settings(tmp_path, routing_file=file))
+    assert (check.state, check.found) == ("red", "no key for pseudonyms, by rule r")
+    assert "TAGS_DEIDENTIFICATION_KEY" in check.fix
+    _, (check,) = check_routing(settings(tmp_path, routing_file=file, deidentification_key="k" * 32))
+    assert check.state == "green"
 
 
 async def test_the_database_gone_is_red_and_the_rest_is_still_looked_at(tmp_path):

@@ -11,21 +11,31 @@ import logging
 import os
 from pathlib import Path
 
+import pytest
+
+from service.ledger import jobs as jobs_module
+from service.ledger.report import reconcile
 from tests.component.gateway import running
 from tests.fakes.engine import FakeEngine
+from tests.pacs.fake_pacs import fake_pacs
+from tests.pacs.live import live_gateway
 from tests.pacs.stow import CONTENT_TYPE, body
+from tests.pacs.test_deliveries import write_routing
+from tests.pacs.test_dimse import send
 from tests.phantoms import CANARY, PhantomSeries, write_ct_series
 from tests.security.test_access import bearer, write_keys
 
 KIND = {"content-type": CONTENT_TYPE, "accept": "application/dicom+json"}
 
 
-def planted(directory: Path) -> PhantomSeries:
+def planted(directory: Path, *, gap: bool = False, shape_zyx=(6, 24, 24), **more) -> PhantomSeries:
     def plant(dataset, index):
         dataset.StudyDescription = dataset.SeriesDescription = dataset.InstitutionName = CANARY
         dataset.ReferringPhysicianName = CANARY
+        if gap and index > 2:
+            dataset.ImagePositionPatient[2] += 30
 
-    return write_ct_series(directory, shape_zyx=(6, 24, 24), change=plant)
+    return write_ct_series(directory, shape_zyx=shape_zyx, change=plant, **more)
 
 
 async def test_the_canary_is_in_no_log_metric_error_page_audit_or_temporary_file(tmp_path, caplog, capfd):
@@ -88,3 +98,52 @@ async def test_the_canary_is_in_no_log_metric_error_page_audit_or_temporary_file
     told = told.replace('ParticipantObjectID="CANARY-4711"', "")  # the one thing of a patient that A.5 asks for
     assert "CANARY" not in told
     assert "JANE" not in told
+
+
+@pytest.mark.parametrize("by", ["dimse", "stow"])
+def test_nor_is_it_in_what_is_said_of_a_series_from_its_receipt_to_a_delivery_that_fails(
+    tmp_path, monkeypatch, caplog, capfd, by
+):
+    """A good series that one destination takes and another refuses, and one with a gap; rules that look at names."""
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("httpx").setLevel(logging.CRITICAL)
+    monkeypatch.setattr(jobs_module, "BACKOFF_S", (0.1,))
+    good = planted(tmp_path / "good", shape_zyx=(8, 32, 32), study="good", series="good")
+    bad = planted(tmp_path / "bad", gap=True, study="bad", series="bad")
+    rule = {
+        "name": "any", "match": {"PatientName": {"matches": "CANARY"}}, "prompts": {"text": "liver tumour"},
+        "destinations": ["pacs", "other"],
+    }  # fmt: skip
+    data, audit = tmp_path / "data", tmp_path / "audit"
+    with fake_pacs() as pacs, fake_pacs() as other:
+        other.mode = "refuses"
+        file = write_routing(tmp_path, pacs, rule, other={"stow": {"url": other.url}})
+        settings = {"routing_file": file, "audit_file": audit, "delivery_attempts": 2}
+        with live_gateway(data, FakeEngine(), **settings) as gateway:
+            for series in (good, bad):
+                if by == "dimse":
+                    assert set(send(gateway, series.paths)) == {0}
+                else:
+                    kind = KIND | {"x-request-id": CANARY}
+                    gateway.client.post("/dicom-web/studies", content=body(series.paths), headers=kind)
+
+            def settled() -> bool:
+                fates = reconcile(gateway.ledger.database).by_fate
+                return fates == {("open", "given-up: destination-refused"): 8, ("refused", "missing-slice"): 6}
+
+            gateway.wait_for("a fate for both", settled)
+            addresses = ("/jobs", "/ledger", "/metrics", "/", "/capabilities")
+            said = [gateway.client.get(address).text for address in addresses]
+            log = gateway.log.getvalue()
+            names = [name for _, directories, files in os.walk(data) for name in (*directories, *files)]
+            assert [path for path in (data / "staging").rglob("*") if path.is_file()] == []
+        assert pacs.held
+    printed, told = capfd.readouterr(), audit.read_text()
+    assert told.count("DICOM Instances Transferred") >= 3
+    told = told.replace('ParticipantObjectID="CANARY-4711"', "")
+    for place in (*said, log, caplog.text, printed.out, printed.err, *names, told):
+        assert "CANARY" not in place
+        assert "JANE" not in place
+    for series in (good, bad):
+        for uid in (series.study_instance_uid, series.series_instance_uid, *series.sop_instance_uids):
+            assert uid not in log

@@ -7,8 +7,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from service.app import create_app
 from service.conformance import statement
@@ -59,6 +61,17 @@ def test_the_conformance_statement_is_that_of_the_code(monkeypatch):
     assert (DOCS / "conformance.md").read_text() == expected, "TAGS_DIMSE_PORT=11112 tags conformance > that page"
 
 
+def test_the_conformance_statement_says_what_this_configuration_protects():
+    peers = {"d": {"stow": {"url": "https://d/dicom-web"}}}
+    rule = {"name": "research", "match": {"Modality": "CT"}, "prompts": {"text": "t"}, "destinations": ["d"]}
+    routing = Routing.model_validate({"destinations": peers, "rules": [rule | {"deidentified": True}]})
+    settings = Settings(audit_file=Path("a"), audit_required=True, deidentification_key=SecretStr("k" * 32))
+    text = statement(settings, routing, create_app(settings))
+    assert "| destination d | STOW-RS | qido |" in text
+    assert "| a file, without which nothing is done |" in text
+    assert "by replacement | `POST /segment` where it asks, results of the rule research |" in text
+
+
 def test_each_decision_is_in_the_index():
     index = (DOCS / "decisions" / "README.md").read_text()
     assert all(f"({page.name})" in index for page in (DOCS / "decisions").glob("[0-9]*.md"))
@@ -89,3 +102,25 @@ def test_the_readme_states_the_bundles_measured_figures():
     for prompt, method, *figures in stated:
         expected = [quality[name]["mean_dice"].get(prompt, {}).get(method) for name in sets]
         assert figures == ["-" if dice is None else f"{dice:.3f}" for dice in expected], (prompt, method)
+
+
+def measured(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+
+
+def test_the_sizing_page_states_the_figures_that_were_measured():
+    page = (DOCS / "sizing.md").read_text()
+    sizing, ingest = measured("sizing"), measured("ingest")["instances_per_second"]["tags"]
+    rows = [f"| {prompt} | {of['cpu_s']} | {of['regions']} |" for prompt, of in sizing["requests"].items()]
+    for way, named in (("stow", "STOW-RS"), ("c-store", "C-STORE")):
+        rates, cpu_ms = ingest[way], ingest[f"{way}, CPU ms per instance"]
+        rows.append(
+            f"| receipt by {named}, one sender, eight | {rates['1']:.0f} and {rates['8']:.0f} images a second, "
+            f"{cpu_ms['1']:.0f} and {cpu_ms['8']:.0f} ms of one core each |"
+        )
+    memory = [figure for way in ("stow", "c-store") for figure in ingest[f"{way}, memory MiB"].values()]
+    rows.append(f"| {min(memory):.0f} to {max(memory):.0f} MiB |")
+    rows.append(f"| {measured('overhead')['gateway_ms'] / 1000:.2f} s of one core |")
+    rows.append(f"| {measured('assembling')['uncompressed']['TAGS, whole series']['cpu_s']:.2f} s of one core |")
+    rows += [f"bundle `{sizing['bundle'].replace(' ', '` ')},", f"reached {sizing['peak_mib']} MiB"]
+    assert [row for row in rows if row.strip("| ") not in page] == []
