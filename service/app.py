@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TextIO
@@ -99,6 +100,7 @@ def create_app(
             else None
         )
         receiving = Places(settings.max_receiving)
+        checking = ThreadPoolExecutor(dicomweb_store.CHECKING_THREADS, thread_name_prefix="stow")
         app.state.gateway = Gateway(
             settings,
             opened,
@@ -109,6 +111,7 @@ def create_app(
             ledger,
             routing,
             receiving,
+            checking,
             worker,
             authenticator,
             audit,
@@ -134,6 +137,7 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await to_thread.run_sync(checking.shutdown)
             await to_thread.run_sync(ledger.close)
             await authenticator.close()
             audit.close()

@@ -1,9 +1,9 @@
 """STOW-RS: `POST /dicom-web/studies` and `/studies/{study}` (PS3.18 10.5).
 
 A PACS sends a whole study in one chunked request and may allow it 60 s, answer included. So the answer comes as soon
-as everything is durable, never after any inference. Parts go to files as they arrive; beside that, a few threads read
-their headers and sync them. All is entered in one transaction at the end: a body that breaks off leaves nothing, and
-its sender, who was told nothing, sends it again.
+as everything is durable, never after any inference. Parts go to files as they arrive; beside that, a few threads, the
+same for all senders, read their headers and sync them. All is entered in one transaction at the end: a body that breaks
+off leaves nothing, and its sender, who was told nothing, sends it again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, wait
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -53,8 +53,8 @@ from service.telemetry.tracing import current_traceparent
 router = APIRouter(prefix="/dicom-web", tags=["DICOMweb"])
 
 DICOM = "application/dicom"
-CHECKING_THREADS = 4  # they wait for the disk more than they compute
-MAX_UNCHECKED = 16  # parts; the reader of the body waits for the checkers, not the memory
+CHECKING_THREADS = 4  # for all senders: each more contends for the interpreter, and costs the others time
+MAX_UNCHECKED = 16  # parts of a sender; the reader of the body waits for the checkers, not the memory
 StudyUid = Annotated[str, PathParameter(pattern=r"^[0-9.]{1,64}$")]
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Everything is stored", "content": {DICOM_JSON: {}}},
@@ -93,7 +93,8 @@ async def _store(request: Request, gateway: Gateway, study: str | None) -> Respo
     await to_thread.run_sync(check_room, gateway)
     record, stages = record_of(request), Stages(tracer=gateway.tracer)
     async with gateway.receiving.place(), _staged(gateway) as directory:
-        checker = _Checker(study, Origin("stow", trail=Trail(record.request_id, current_traceparent())))
+        origin = Origin("stow", trail=Trail(record.request_id, current_traceparent()))
+        checker = _Checker(gateway.checking, study, origin)
         parts = RelatedParts(related.boundary, directory, checker.take)
         with stages("receive"):
             arrivals, failed = await _receive(request, gateway, related, parts, checker)
@@ -150,11 +151,10 @@ async def _staged(gateway: Gateway) -> AsyncIterator[Path]:
 
 
 class _Checker:
-    """Reads the headers of whole parts and syncs their files, in threads, while the body goes on arriving."""
+    """Reads the headers of one body's parts and syncs their files, in threads, while it goes on arriving."""
 
-    def __init__(self, study: str | None, origin: Origin) -> None:
-        self._study, self._origin = study, origin
-        self._pool = ThreadPoolExecutor(CHECKING_THREADS, thread_name_prefix="stow")
+    def __init__(self, pool: Executor, study: str | None, origin: Origin) -> None:
+        self._pool, self._study, self._origin = pool, study, origin
         self._room = threading.BoundedSemaphore(MAX_UNCHECKED)
         self._checked: list[Future[Arrival | Failed]] = []
         self._series_json: dict[str, str] = {}  # one text per series, however many images it has
@@ -179,7 +179,9 @@ class _Checker:
         return arrivals, [result for result in results if isinstance(result, Failed)]
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for future in self._checked:
+            future.cancel()
+        wait(self._checked)  # the files of those that have begun are removed afterwards
 
     def _check(self, part: Part) -> Arrival | Failed:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -38,6 +39,7 @@ class Gateway:
     ledger: Ledger
     routing: ReloadingRouting
     receiving: Places
+    checking: Executor  # of what STOW-RS receives
     worker: Worker | None  # of this process, if it has one
     authenticator: Authenticator
     audit: AuditTrail

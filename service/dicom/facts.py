@@ -25,7 +25,6 @@ from service.dicom.limited_reader import DEFLATED_UID, META_LENGTH_OFFSET, Limit
 from service.errors import NotDicom
 
 UID_FORM = re.compile(r"[0-9.]{3,64}")  # PS3.5 9.1, but for leading zeros: they occur, and harm nobody
-CHUNK_BYTES = 1024 * 1024
 HEAD_BYTES = 64 * 1024  # holds the header of nearly every single-frame image
 DEFERRED_BYTES = 65536  # a longer value stays on the disk
 MAX_VALUE_CHARACTERS = 4096  # of an attribute kept for searching; longer ones stay in the file only
@@ -82,8 +81,8 @@ def read_facts(
 
     Raises: NotDicom: no Part 10 file, damaged, or without the UIDs by which it would be filed.
     """
-    try:
-        with LimitedReader(path) as stream:
+    with LimitedReader(path) as stream:
+        try:
             size_bytes = os.fstat(stream.fileno()).st_size
             head = stream.read(HEAD_BYTES)
             start = head[:START_BYTES]
@@ -94,23 +93,28 @@ def read_facts(
             if dataset is None:
                 stream.seek(0)
                 dataset = dcmread(stream, stop_before_pixels=True, defer_size=DEFERRED_BYTES)
-        transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-        sop_instance_uid, sop_class_uid = _uid(dataset, "SOPInstanceUID"), _uid(dataset, "SOPClassUID")
-        series_instance_uid, study_instance_uid = _uid(dataset, "SeriesInstanceUID"), _uid(dataset, "StudyInstanceUID")
-        series_json = "" if known_series(series_instance_uid) else json.dumps(_attributes(dataset, _SERIES_TAGS))
-        instance_attributes = _attributes(dataset, _INSTANCE_TAGS)
-    except READ_ERRORS as error:
-        raise NotDicom("the file is damaged or is no DICOM object") from error
-    identity = (sop_instance_uid, sop_class_uid, series_instance_uid, study_instance_uid)
-    if not all(identity) or not UID_FORM.fullmatch(transfer_syntax_uid):
-        raise NotDicom("SOPInstanceUID, SOPClassUID, SeriesInstanceUID, StudyInstanceUID or TransferSyntaxUID is bad")
+            transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+            sop_instance_uid, sop_class_uid = _uid(dataset, "SOPInstanceUID"), _uid(dataset, "SOPClassUID")
+            series_instance_uid = _uid(dataset, "SeriesInstanceUID")
+            study_instance_uid = _uid(dataset, "StudyInstanceUID")
+            is_known = known_series(series_instance_uid)
+            series_json = "" if is_known else json.dumps(_attributes(dataset, _SERIES_TAGS))
+            instance_attributes = _attributes(dataset, _INSTANCE_TAGS)
+        except READ_ERRORS as error:
+            raise NotDicom("the file is damaged or is no DICOM object") from error
+        identity = (sop_instance_uid, sop_class_uid, series_instance_uid, study_instance_uid)
+        if not all(identity) or not UID_FORM.fullmatch(transfer_syntax_uid):
+            raise NotDicom(
+                "SOPInstanceUID, SOPClassUID, SeriesInstanceUID, StudyInstanceUID or TransferSyntaxUID is bad"
+            )
+        digest = digest or _digest(stream, start, transfer_syntax_uid)
     return Facts(
         sop_instance_uid=sop_instance_uid,
         sop_class_uid=sop_class_uid,
         series_instance_uid=series_instance_uid,
         study_instance_uid=study_instance_uid,
         transfer_syntax_uid=transfer_syntax_uid,
-        digest=digest or _digest(path, start, transfer_syntax_uid),
+        digest=digest,
         size_bytes=size_bytes,
         instance_number=attribute_text(instance_attributes.get(TAGS["InstanceNumber"], {})),
         series_json=series_json,
@@ -132,20 +136,21 @@ def _uid(dataset: Dataset, name: str) -> str:
 def _attributes(dataset: Dataset, tags: frozenset[int]) -> dict[str, Any]:
     """DICOM JSON of those that are there and valid."""
     found: dict[str, Any] = {}
-    for tag in sorted(tags & dataset.keys()):
+    for tag in sorted(tags.intersection(map(int, dataset.keys()))):  # as numbers: pydicom compares tags in Python
         try:
-            attribute = dataset[tag].to_json_dict(None, MAX_VALUE_CHARACTERS)
+            found[f"{tag:08X}"] = dataset[tag].to_json_dict(None, MAX_VALUE_CHARACTERS)
         except READ_ERRORS:
             continue
-        if storable(attribute):
-            found[f"{tag:08X}"] = attribute
-    return found
+    if storable(found):  # all at once, as nearly always: half the time of one by one
+        return found
+    return {tag: attribute for tag, attribute in found.items() if storable(attribute)}
 
 
-def storable(attribute: dict[str, Any]) -> bool:
-    """Whether any database takes it: not too long, no NaN, no NUL or half a character, as PostgreSQL wants it."""
+def storable(attributes: dict[str, Any]) -> bool:
+    """Whether any database takes one attribute, or several: not too long, no NaN, no NUL or half a character, as
+    PostgreSQL wants it."""
     try:
-        encoded = json.dumps(attribute, allow_nan=False, ensure_ascii=False).encode()
+        encoded = json.dumps(attributes, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError):
         return False
     return len(encoded) <= MAX_VALUE_CHARACTERS and b"\\u0000" not in encoded
@@ -169,11 +174,9 @@ def new_digest(transfer_syntax_uid: str) -> hashlib._Hash:
     return hashlib.sha256(transfer_syntax_uid.encode())
 
 
-def _digest(path: Path, start: bytes, transfer_syntax_uid: str) -> str:
+def _digest(stream: LimitedReader, start: bytes, transfer_syntax_uid: str) -> str:
     hashed = new_digest(transfer_syntax_uid)
-    with path.open("rb") as stream:
-        if start[132:138] == b"\x02\x00\x00\x00UL":
-            stream.seek(META_LENGTH_OFFSET + 4 + int.from_bytes(start[META_LENGTH_OFFSET:][:4], "little"))
-        while block := stream.read(CHUNK_BYTES):
-            hashed.update(block)
-    return hashed.hexdigest()
+    has_length = start[132:138] == b"\x02\x00\x00\x00UL"
+    length = int.from_bytes(start[META_LENGTH_OFFSET:][:4], "little")
+    stream.seek(META_LENGTH_OFFSET + 4 + length if has_length else 0)
+    return hashlib.file_digest(stream, lambda: hashed).hexdigest()

@@ -71,7 +71,7 @@ class Segmenter:
             source = self._read_held(lease.series_instance_uid, plan.acquisition, directory)
             self._audit(source, f"rule:{plan.rule}")
             task = self._task_of_series(plan, source, directory)
-            return self._without_patient(task, directory) if plan.deidentified else task
+            return self._without_patient(task, plan.acquisition, directory) if plan.deidentified else task
 
         return await self._run(plan.bundle, stages, read, partial(self._conclude_series, lease, plan))
 
@@ -148,7 +148,7 @@ class Segmenter:
         organ_mask = paths[plan.organ_mask] if plan.organ_mask else None
         return _task(source, document, organ_mask, masks[-1] if masks else None)
 
-    def _without_patient(self, task: _Task, directory: Path) -> _Task:
+    def _without_patient(self, task: _Task, acquisition: Mapping[str, float], directory: Path) -> _Task:
         """The same task on copies of its images without their patient, so that no result knows of one; what is held
         stays as it is. Raises: NotDeidentifiable: burned-in words, or no key."""
         pseudonyms = Pseudonyms.keyed(self.settings.deidentification_key.get_secret_value())
@@ -157,7 +157,7 @@ class Segmenter:
         for number, path in enumerate(dict.fromkeys(header.path for header in task.source.headers)):
             files.append(Path(shutil.copyfile(path, copies / f"{number:06}")))
             deidentify(files[-1], pseudonyms)
-        return replace(task, source=self._read(files, None), lineage=None)
+        return replace(task, source=self._read(files, None, acquisition), lineage=None)
 
     def _conclude_series(self, lease: Lease, plan: SeriesPlan, found: _Found, directory: Path) -> None:
         """The objects that each destination's profile wants: one set for all destinations of a profile."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +17,23 @@ from typing import Any
 
 import httpx
 
-from demo.running import free_port
+from demo.running import ROOT, free_port
 from tests.conftest import require
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 STORESCU = "/usr/bin/storescu"  # pynetdicom puts another program of this name into the environment
 START_S, JOB_S = 30, 60
-# What docs/orthanc.md shows: routes a series once no image of it has come for StableAge.
-ROUTING_LUA = """
-function OnStableSeries(seriesId, tags, metadata)
-  if tags['Modality'] == 'CT' and not (metadata['1024'] == 'sent') then
-    local body = {}
-    body['Resources'] = { seriesId }
-    body['Synchronous'] = false
-    -- the last argument must be false, or plug-in addresses are not reached
-    RestApiPost('/dicom-web/servers/tags/stow', DumpJson(body, true), false)
-    RestApiPut('/series/' .. seriesId .. '/metadata/1024', 'sent', false)
-  end
-end
-"""
+PAGE = ROOT / "docs" / "orthanc.md"
+OF_THE_TESTS = {
+    "Name": "PACS", "DicomAet": "PACS", "RegisteredUsers": {"pacs": "pacs-secret"}, "RemoteAccessAllowed": False,
+    "UnknownSopClassAccepted": True, "DicomCheckCalledAet": True, "OverwriteInstances": False,
+}  # fmt: skip
+
+
+def documented(language: str) -> str:
+    """The one block of this language that docs/orthanc.md shows."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.S)
+    return str(block)
 
 
 def require_orthanc() -> None:
@@ -94,33 +93,41 @@ class Orthanc:
 
 @contextmanager
 def running_orthanc(
-    directory: Path, *, tags_url: str, tags_dimse_port: int, lua: bool = False, tags_key: str = "", ca_file: str = ""
+    directory: Path,
+    *,
+    tags_url: str,
+    tags_dimse_port: int,
+    lua: bool = False,
+    tags_key: str = "",
+    ca_file: str = "",
+    changed: Mapping[str, Any] = OF_THE_TESTS,
 ) -> Iterator[Orthanc]:
-    """Args: tags_key: the API key with which it pushes. ca_file: certificates that it trusts for HTTPS."""
+    """As docs/orthanc.md configures it, in places of its own.
+
+    Args: tags_key: the API key with which it pushes. ca_file: certificates that it trusts for HTTPS.
+    """
     directory.mkdir(parents=True)
     tags: dict[str, Any] = {"Url": f"{tags_url}/dicom-web/"}
     if tags_key:
         tags["HttpHeaders"] = {"Authorization": f"Bearer {tags_key}"}
     port, dicom_port = free_port(), free_port()
-    (directory / "route.lua").write_text(ROUTING_LUA)
-    configuration = {
-        "Name": "PACS", "StorageDirectory": str(directory / "storage"), "IndexDirectory": str(directory / "storage"),
-        "HttpPort": port, "DicomPort": dicom_port, "DicomAet": "PACS", "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": True, "RegisteredUsers": {"pacs": "pacs-secret"}, "StableAge": 2,
-        "Plugins": [str(PLUGIN)], "LuaScripts": [str(directory / "route.lua")] if lua else [],
-        "UnknownSopClassAccepted": True, "DicomCheckCalledAet": True, "OverwriteInstances": False,
-        "DicomModalities": {"tags": ["TAGS", "127.0.0.1", tags_dimse_port]},
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "Servers": {"tags": tags}},
-        "HttpsCACertificates": ca_file,
+    (directory / "route.lua").write_text(documented("lua"))
+    configuration = json.loads(documented("json")) | dict(changed) | {
+        "StorageDirectory": str(directory / "storage"), "IndexDirectory": str(directory / "storage"),
+        "HttpPort": port, "DicomPort": dicom_port, "StableAge": 2,
+        "LuaScripts": [str(directory / "route.lua")] if lua else [], "HttpsCACertificates": ca_file,
     }  # fmt: skip
+    configuration["DicomModalities"]["tags"][2] = tags_dimse_port
+    configuration["DicomWeb"]["Servers"]["tags"] = tags
     (directory / "orthanc.json").write_text(json.dumps(configuration))
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     with (directory / "log").open("wb") as log:
         command = [shutil.which("Orthanc") or "Orthanc", str(directory / "orthanc.json")]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)  # noqa: S603
     url = f"http://127.0.0.1:{port}"
+    (login,) = configuration["RegisteredUsers"].items()
     try:
-        with httpx.Client(base_url=url, auth=("pacs", "pacs-secret"), timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=url, auth=login, timeout=60, trust_env=False) as client:
             deadline = time.monotonic() + START_S
             while time.monotonic() < deadline and process.poll() is None:
                 try:

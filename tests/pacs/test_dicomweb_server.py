@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import requests
 from dicomweb_client.api import DICOMwebClient
 from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
+from service.errors import LedgerUnavailable
 from tests.component.gateway import slug
 from tests.pacs.live import LiveGateway, live_gateway
 from tests.pacs.stow import BOUNDARY, CONTENT_TYPE, body, chunked, failed, referenced, store
@@ -159,6 +164,18 @@ def test_xml_answers_are_not_made(gateway, held):
     assert answer.status_code == 406
 
 
+def test_dicomweb_client_stores_and_is_told_what_became_of_each(client, gateway, tmp_path):
+    sent = phantom(tmp_path, study="client")
+    datasets = [dcmread(path) for path in sent.paths]
+    answer = client.store_instances(datasets)
+    assert [item.ReferencedSOPInstanceUID for item in answer.ReferencedSOPSequence] == list(sent.sop_instance_uids)
+    assert "FailedSOPSequence" not in client.store_instances(datasets, study_instance_uid=sent.study_instance_uid)
+    datasets[0].SOPInstanceUID = "not a uid"
+    some = client.store_instances(datasets[:2])
+    assert [item.FailureReason for item in some.FailedSOPSequence] == [0xC000]
+    assert [item.ReferencedSOPInstanceUID for item in some.ReferencedSOPSequence] == [sent.sop_instance_uids[1]]
+
+
 def test_too_large_full_and_busy_have_their_statuses(tmp_path):
     sent = phantom(tmp_path / "sent", study="limits")
     with live_gateway(tmp_path / "small", worker=False, max_store_bytes=1000) as small:
@@ -167,6 +184,45 @@ def test_too_large_full_and_busy_have_their_statuses(tmp_path):
         answer = store(full.client, sent.paths)
         assert (answer.status_code, slug(answer)) == (507, "storage-full")
         assert int(answer.headers["retry-after"]) > 0
+    with live_gateway(tmp_path / "busy", worker=False, max_receiving=1) as busy:
+        begun, goes_on = threading.Event(), threading.Event()
+
+        def slow() -> Iterator[bytes]:
+            yield body(sent.paths)[:-10]
+            begun.set()
+            goes_on.wait(60)
+            yield body(sent.paths)[-10:]
+
+        with ThreadPoolExecutor(1) as pool:
+            headers = {"content-type": CONTENT_TYPE}
+            first = pool.submit(busy.client.post, "/dicom-web/studies", content=slow(), headers=headers)
+            try:
+                assert begun.wait(60)
+                answer = busy.wait_for("a refusal", lambda: refusal(store(busy.client, sent.paths)))
+            finally:
+                goes_on.set()
+            assert (answer.status_code, slug(answer)) == (503, "receiver-busy")
+            assert int(answer.headers["retry-after"]) > 0
+            assert first.result().status_code == 200
+
+
+def refusal(answer: httpx.Response) -> httpx.Response | None:
+    return None if answer.is_success else answer
+
+
+def test_a_database_that_is_gone_is_503_and_the_sender_may_come_again(tmp_path, monkeypatch):
+    sent = phantom(tmp_path / "sent")
+    with live_gateway(tmp_path / "data", worker=False) as gateway:
+
+        def gone(*_: object) -> None:
+            raise LedgerUnavailable("the database does not answer; nothing was recorded")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("service.ledger.receiving.record", gone)
+            answer = store(gateway.client, sent.paths)
+        assert (answer.status_code, slug(answer)) == (503, "ledger-unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert store(gateway.client, sent.paths).status_code == 200
 
 
 def test_qido_finds_studies_series_and_instances(client, held):
@@ -230,17 +286,35 @@ def test_wado_gives_back_what_was_stored(client, held):
 
 
 def test_wado_metadata_has_no_pixels(client, held):
-    documents = client.retrieve_series_metadata(held.study_instance_uid, held.series_instance_uid)
+    study, series, instance = held.study_instance_uid, held.series_instance_uid, held.sop_instance_uids[0]
+    documents = client.retrieve_series_metadata(study, series)
     assert len(documents) == IMAGES
     assert all("7FE00010" not in document and "00200032" in document for document in documents)
+    assert client.retrieve_study_metadata(study) == documents
+    assert client.retrieve_instance_metadata(study, series, instance) in documents
 
 
-def test_wado_frames_are_the_stored_pixels(client, held):
+@pytest.mark.parametrize("media_types", [None, ("application/octet-stream",)])
+def test_wado_frames_are_the_stored_pixels(client, held, media_types):
     (frame,) = client.retrieve_instance_frames(
-        held.study_instance_uid, held.series_instance_uid, held.sop_instance_uids[1], [1],
-        media_types=("application/octet-stream",),
-    )  # fmt: skip
+        held.study_instance_uid, held.series_instance_uid, held.sop_instance_uids[1], [1], media_types=media_types
+    )
     assert frame == dcmread(held.paths[1]).pixel_array.tobytes()
+
+
+def test_dicomweb_client_gets_pictures_of_an_instance_and_of_its_frames(client, held):
+    address = (held.study_instance_uid, held.series_instance_uid, held.sop_instance_uids[2])
+    for picture in (
+        client.retrieve_instance_rendered(*address, media_types=("image/png",)),
+        client.retrieve_instance_frames_rendered(*address, [1], media_types=("image/jpeg",)),
+    ):
+        assert Image.open(io.BytesIO(picture)).size == (10, 12)
+
+
+def test_nothing_is_deleted_by_dicomweb(client, held):
+    with pytest.raises(requests.HTTPError, match="405"):
+        client.delete_instance(held.study_instance_uid, held.series_instance_uid, held.sop_instance_uids[0])
+    assert len(client.search_for_instances(held.study_instance_uid)) == IMAGES
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ from service.dicom.facts import Facts, read_facts
 from service.errors import NotDicom
 from service.ledger.report import reconcile
 from tests.conftest import shared
+from tests.fakes.engine import FAKE_BUNDLE, FakeEngine
 from tests.pacs.live import LiveGateway, live_gateway
-from tests.pacs.orthanc import STORESCU, Orthanc, require_dcmtk, require_orthanc, running_orthanc
+from tests.pacs.orthanc import STORESCU, Orthanc, documented, require_dcmtk, require_orthanc, running_orthanc
+from tests.pacs.stow import store
 from tests.phantoms import PhantomSeries, write_ct_series
 
 pytestmark = pytest.mark.slow
@@ -135,6 +139,53 @@ def test_a_stable_series_is_routed_by_lua(pacs, tmp_path):
     command = [STORESCU, "-R", "-aet", "MODALITY", "-aec", "PACS", "+sd", "127.0.0.1", str(orthanc.dicom_port)]
     subprocess.run([*command, str(tmp_path)], check=True, timeout=60)  # noqa: S603
     holds(gateway.wait_for("the SEG in Orthanc", lambda: seg_of(orthanc, phantom), 90), phantom)
+
+
+def test_the_page_about_orthanc_shows_what_works(tmp_path, monkeypatch):
+    """Its routing file, configuration and script as they stand, but for ports and waits."""
+    require_orthanc()
+    require_dcmtk()
+    (routing_file := tmp_path / "routing.yaml").write_text("{}")
+    engine = FakeEngine(replace(FAKE_BUNDLE, name="small"))  # which the page's rule names
+    with (
+        live_gateway(tmp_path / "data", engine, routing_file=routing_file) as gateway,
+        running_orthanc(
+            tmp_path / "orthanc", tags_url=gateway.url, tags_dimse_port=gateway.dimse_port, lua=True, changed={}
+        ) as orthanc,
+    ):
+        monkeypatch.setenv("PACS_PASSWORD", json.loads(documented("json"))["RegisteredUsers"]["tags"])
+        shown = documented("yaml").replace("quiet_s: 15", "quiet_s: 1")
+        shown = shown.replace("http://127.0.0.1:8042", orthanc.url).replace("4242", str(orthanc.dicom_port))
+        routing_file.write_text(shown)
+        phantom = write_ct_series(tmp_path / "sent", study="page", series="page")
+        command = [STORESCU, "-R", "-aec", "ORTHANC", "+sd", "127.0.0.1", str(orthanc.dicom_port)]
+        subprocess.run([*command, str(tmp_path / "sent")], check=True, timeout=60)  # noqa: S603
+        holds(gateway.wait_for("the SEG in Orthanc", lambda: seg_of(orthanc, phantom), 90), phantom)
+        gateway.wait_for("the end of all jobs", gateway.all_done)
+        assert {job["rule"] for job in gateway.jobs() if job["kind"] == "series"} == {"liver"}
+
+
+def test_orthanc_asks_for_and_fetches_what_is_held(pacs, tmp_path):
+    """QIDO-RS and WADO-RS with Orthanc as the client, into its own store."""
+    gateway, orthanc, _ = pacs
+    phantom = write_ct_series(tmp_path, shape_zyx=(5, 12, 10), study="fetched", series="fetched")
+    assert store(gateway.client, phantom.paths).status_code == 200
+    study, series = phantom.study_instance_uid, phantom.series_instance_uid
+    for uri, count in (("/studies", 1), (f"/studies/{study}/series", 1), (f"/studies/{study}/instances", 5)):
+        found = orthanc.client.post("/dicom-web/servers/tags/get", json={"Uri": uri, "Arguments": {"limit": "10"}})
+        assert len(found.json()) == count
+    (address,) = orthanc.client.post(
+        "/dicom-web/servers/tags/get", json={"Uri": f"/studies/{study}/series/{series}/metadata"}
+    ).json()[:1]
+    assert address["0020000D"]["Value"] == [study]
+    fetched = orthanc.run("/dicom-web/servers/tags/retrieve", Resources=[{"Study": study}])
+    assert fetched["State"] == "Success"
+    (held,) = orthanc.find("Series", SeriesInstanceUID=series)
+    for instance in orthanc.client.get(f"/series/{held}/instances").json():
+        (tmp_path / "fetched.dcm").write_bytes(orthanc.client.get(f"/instances/{instance['ID']}/file").content)
+        facts = read_facts(tmp_path / "fetched.dcm")
+        (sent,) = [path for path in phantom.paths if read_facts(path).sop_instance_uid == facts.sop_instance_uid]
+        assert facts.digest == read_facts(sent).digest
 
 
 def test_storescu_sends_real_studies_and_every_image_is_accounted_for(pacs):
