@@ -22,6 +22,7 @@ from rich.table import Table
 from contract.bundle import BundleInvalid, load_bundle
 from contract.tensors import BATCH, NETWORKS
 from export.precision import Precision, with_precision
+from export.refusal import refusal
 
 Shape = tuple[int, ...]
 
@@ -46,8 +47,7 @@ def main(
     try:
         found = load_bundle(bundle)
     except BundleInvalid as error:
-        console.print(f"[red]refused:[/red] {error}")
-        raise typer.Exit(1) from error
+        raise refusal(error) from error
     table = Table("network", "precision", "batch", "parameters", "GFLOP", "weights, MB", "peak activations, MB")
     for network in NETWORKS:
         model = onnx.load(found.onnx_path(network))
