@@ -232,7 +232,7 @@ def main(
 ) -> None:
     """A table, and bench/results/RECORD.json."""
     sizes = replace(VIT_B, roi=roi, tokens=roi // VIT_B.patch)
-    title = f"vit_b width, region of {roi}, float32 on {threads} CPU threads: plain / rewritten (times less)"
+    title = f"plain / rewritten (times less); vit_b width, region of {roi}, {threads} threads"
     table, figures = Table("rewrite", "CPU, ms", "peak, MiB", "difference", title=title), {}
     for name, forms in REWRITES.items():
         if only and name not in only:

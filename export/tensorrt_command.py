@@ -121,6 +121,7 @@ def build_all(
             known = timing_cache.read_bytes()
         built = build_plan(tensorrt, read_graph(bundle, network), spec, options, timing_cache=known)
         if timing_cache is not None:
+            timing_cache.parent.mkdir(parents=True, exist_ok=True)
             timing_cache.write_bytes(built.timing_cache)
         keep(bundle, network, out / network, tensorrt, options, built)
 

@@ -110,7 +110,7 @@ def gpu(monkeypatch):
 
 
 def test_plans_that_answer_alike_are_kept_and_become_a_repository(tmp_path, gpu):
-    plans, repository, cache = tmp_path / "plans", tmp_path / "triton", tmp_path / "timing.cache"
+    plans, repository, cache = tmp_path / "plans", tmp_path / "triton", tmp_path / "caches" / "timing.cache"
     given = ("--out", plans, "--repository", repository, "--batch", 1, "--timing-cache", cache)
     done = command("tensorrt", "--bundle", BUNDLE, *given)
     assert done.exit_code == 0, done.output
