@@ -8,10 +8,10 @@ beside the times, so that a form that computes something else cannot win. Runs i
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Annotated
 
@@ -22,16 +22,18 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from bench.process import memory_mib
 from bench.record import write_record
 from contract.sizes import VIT_B, Sizes
+from contract.tensors import FEATURE_LEVELS
 from export.networks.attention import WindowAttention, shift_sides, unwindows, windows
-from export.networks.encoder import Block3d
+from export.networks.encoder import AggregationHead, Block3d
 from export.networks.prompts import sample
 from export.networks.stem import FoldedStem, fold
 from export.networks.upsampled import tap_matrix, upsampled_conv
 
 SEED = 7
-MIB = 2**20
+CLICKS = 3
 Form = Callable[[Sizes], Callable[[], Tensor]]
 
 
@@ -77,7 +79,7 @@ def stem_inputs(sizes: Sizes) -> tuple[Tensor, ...]:
 def plain_first_block(sizes: Sizes) -> Callable[[], Tensor]:
     """The plain stem, and a shifted block with added relative positions and a stored mask."""
     stem, block, mask = plain_stem(sizes), first_block(sizes), shift_mask(sizes)
-    shift = [block.shift] * 3
+    shift = [sizes.window // 2] * 3
 
     def run() -> Tensor:
         x = block.adapter(stem()[None])
@@ -181,12 +183,43 @@ def sampling_inputs(sizes: Sizes) -> tuple[Tensor, Tensor]:
     return torch.randn(1, sizes.neck, *(sizes.tokens,) * 3), sizes.roi * torch.rand(1, 32, 3)
 
 
+def heads_at_each_click(sizes: Sizes) -> Callable[[], Tensor]:
+    """The heads of all four levels in the decoder, as upstream has them."""
+    heads, levels = head_inputs(sizes)
+
+    def run() -> Tensor:
+        for _ in range(CLICKS):
+            answers = [head(level) for head, level in zip(heads, levels, strict=True)]
+        return torch.cat(answers, dim=1)
+
+    return run
+
+
+def heads_in_the_encoder(sizes: Sizes) -> Callable[[], Tensor]:
+    """Those of the levels that no prompt changes run once, and only their answers are kept: half as many channels."""
+    heads, levels = head_inputs(sizes)
+
+    def run() -> Tensor:
+        answers = [head(level) for head, level in zip(heads, levels, strict=True)]
+        for _ in range(CLICKS - 1):
+            answers[-1] = heads[-1](levels[-1])
+        return torch.cat(answers, dim=1)
+
+    return run
+
+
+def head_inputs(sizes: Sizes) -> tuple[list[AggregationHead], Tensor]:
+    heads = [AggregationHead(sizes.neck, sizes.aggregation) for _ in range(FEATURE_LEVELS)]
+    return heads, torch.randn(FEATURE_LEVELS, 1, sizes.neck, *(sizes.tokens,) * 3)
+
+
 REWRITES: dict[str, tuple[Form, Form]] = {
     "folded stem": (plain_stem, folded_stem),  # the encoder up to its first block, but for adding positions
     "encoder with one block": (plain_first_block, rewritten_first_block),
     "columns for positions and shift mask": (plain_attention, joined_attention),
     "convolution of upsampled levels": (plain_upsampling, spread_taps),
     "hat-function sampling": (plain_sampling, hat_sampling),
+    f"heads in the encoder, {CLICKS} clicks": (heads_at_each_click, heads_in_the_encoder),
 }
 
 
@@ -199,27 +232,24 @@ def main(
 ) -> None:
     """A table, and bench/results/RECORD.json."""
     sizes = replace(VIT_B, roi=roi, tokens=roi // VIT_B.patch)
-    columns = ("wall, ms", "CPU, ms", "peak, MiB")
-    both = [f"{form}: {column}" for column in columns for form in ("plain", "rewritten")]
-    title = f"vit_b width, region of {roi}, float32 on {threads} CPU threads"
-    table, figures = Table("rewrite", *both, "times less CPU", "difference", title=title), {}
+    title = f"plain / rewritten (times less); vit_b width, region of {roi}, {threads} threads"
+    table, figures = Table("rewrite", "CPU, ms", "peak, MiB", "difference", title=title), {}
     for name, forms in REWRITES.items():
         if only and name not in only:
             continue
         plain, rewritten = (measured(form, sizes, runs, threads) for form in forms)
         difference = float((plain.answer - rewritten.answer).abs().max() / plain.answer.abs().max())
-        row = {
+        figures[name] = {
             "plain_ms": round(plain.ms, 1),
             "rewritten_ms": round(rewritten.ms, 1),
             "plain_cpu_ms": round(plain.cpu_ms, 1),
             "rewritten_cpu_ms": round(rewritten.cpu_ms, 1),
-            "plain_peak_mib": round(plain.peak_mib),
-            "rewritten_peak_mib": round(rewritten.peak_mib),
+            "plain_peak_mib": round(plain.peak_mib, 1),
+            "rewritten_peak_mib": round(rewritten.peak_mib, 1),
             "relative_difference": float(f"{difference:.1e}"),
         }
-        figures[name] = row
-        shown = [f"{row[key]:,}" for key in row if key != "relative_difference"]
-        table.add_row(name, *shown, f"{plain.cpu_ms / rewritten.cpu_ms:.1f}", f"{difference:.1e}")
+        both = ((plain.cpu_ms, rewritten.cpu_ms), (plain.peak_mib, rewritten.peak_mib))
+        table.add_row(name, *(f"{p:,.1f} / {r:,.1f} ({p / max(r, 0.1):.1f})" for p, r in both), f"{difference:.1e}")
     Console().print(table)
     write_record(record, "vit_b, random weights", {"roi": roi, "threads": threads, "runs": runs, "rewrites": figures})
 
@@ -238,9 +268,10 @@ def timed(form: Form, sizes: Sizes, runs: int, threads: int) -> tuple[float, flo
     torch.manual_seed(SEED)
     with torch.inference_mode():
         run = form(sizes)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew, at what is held now
+        before = memory_mib("self", "VmRSS")
         first, answer = clocked(run)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MIB
+        grown = memory_mib("self", "VmHWM") - before
         times = [clocked(run)[0] for _ in range(runs)] or [first]
     wall, cpu = zip(*times, strict=True)
     return median(wall), median(cpu), grown, answer.contiguous().numpy()

@@ -5,7 +5,6 @@ That is short for `python -m export bundle ...`; `tensorrt` makes plans of a bun
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -18,11 +17,12 @@ from rich.table import Table
 
 from contract.sizes import CONFIGURATIONS
 from export import describe, tensorrt_command
-from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, read_meta, untrained
+from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, read_meta_file, untrained
 from export.interface import InterfaceBroken
 from export.networks.build import build_tags
 from export.parity import ParityBroken
 from export.pretrained import PretrainedInvalid, load_clip_text, load_tags
+from export.refusal import refusal
 from export.repository import Export, write_repository
 from export.triton_config import THREADS
 
@@ -44,14 +44,17 @@ def main(
     bundle_version: Annotated[str, typer.Option(help="The bundle's version.")] = "0.1.0",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each Triton model.")] = THREADS,
 ) -> None:
-    """Write the three ONNX files, their Triton models, the ensemble and bundle.json, checked against torch."""
+    """Write the three ONNX files, their Triton models, the ensemble and bundle.json, checked against torch.
+
+    What is refused is said in one line, and nothing is written then.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
-    if tags is not None:
-        source = read_upstream(config, tags, clip_text, meta)
-    else:
-        source = read_source(config, checkpoint, seed if random_weights else None)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
+        if tags is not None:
+            source = read_upstream(config, tags, clip_text, meta)
+        else:
+            source = read_source(config, checkpoint, seed if random_weights else None)
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("start", total=None)
             export = write_repository(
@@ -62,9 +65,8 @@ def main(
                 threads=threads,
                 report=lambda step: progress.update(task, description=step),
             )
-    except (InterfaceBroken, ParityBroken) as error:
-        console.print(f"[red]nothing was written:[/red] {error}")
-        raise typer.Exit(1) from error
+    except (CheckpointInvalid, PretrainedInvalid, InterfaceBroken, ParityBroken) as error:
+        raise refusal(error) from error
     print_summary(source, export)
 
 
@@ -74,25 +76,17 @@ def read_source(config: str, checkpoint: Path | None, seed: int | None) -> Check
     if (checkpoint is None) == (seed is None):
         raise typer.BadParameter("give one of --checkpoint FILE, --tags FILE and --untrained")
     sizes = CONFIGURATIONS[config]
-    if checkpoint is None:
-        return untrained(sizes, seed)
-    try:
-        return load_checkpoint(checkpoint, sizes)
-    except CheckpointInvalid as error:
-        raise typer.BadParameter(str(error)) from error
+    return untrained(sizes, seed) if checkpoint is None else load_checkpoint(checkpoint, sizes)
 
 
 def read_upstream(config: str, tags: Path, clip_text: Path | None, meta: Path | None) -> Checkpoint:
-    """What the files hold, and on the console what became of their keys."""
+    """What the files hold; on the console what became of their keys. Raises: PretrainedInvalid, CheckpointInvalid."""
     if config not in CONFIGURATIONS or clip_text is None or meta is None:
         raise typer.BadParameter("--tags needs --config, --clip-text FILE and --meta FILE")
     model = build_tags(CONFIGURATIONS[config])
-    try:
-        for load, path in ((load_tags, tags), (load_clip_text, clip_text)):
-            console.print(f"{path.name}: {load(model, path)}")
-        return Checkpoint(model.eval(), read_meta(json.loads(meta.read_text())), trained=True)
-    except (PretrainedInvalid, KeyError, TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
+    for load, path in ((load_tags, tags), (load_clip_text, clip_text)):
+        console.print(f"{path.name}: {load(model, path)}")
+    return Checkpoint(model.eval(), read_meta_file(meta), trained=True)
 
 
 def print_summary(source: Checkpoint, export: Export) -> None:

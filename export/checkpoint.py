@@ -6,18 +6,23 @@ Layout: {"config": "small", "state_dict": weights of `Tags` (moving average), "m
 
 from __future__ import annotations
 
+import json
 import pickle  # nosec B403: for its error only
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from contract.grid import GridRule, fixed_grid
 from contract.intensity import IntensityRule
 from contract.sizes import Sizes
 from export.networks.build import Tags, build_tags
 from export.parity import randomise_zeros
+
+STATED_WRONGLY = (KeyError, TypeError, AttributeError, ValueError)  # what a document of other form raises when read
 
 
 class CheckpointInvalid(ValueError):
@@ -56,23 +61,43 @@ def load_checkpoint(path: Path, sizes: Sizes) -> Checkpoint:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointInvalid(f"{path} cannot be read as a checkpoint of plain tensors") from error
     try:
-        configuration, weights, meta = document["config"], document["state_dict"], read_meta(document["meta"])
-    except (KeyError, TypeError) as error:
+        configuration, weights, meta = document["config"], dict(document["state_dict"]), read_meta(document["meta"])
+    except STATED_WRONGLY as error:
         raise CheckpointInvalid(f"{path} lacks or misstates a part of config, state_dict, meta: {error}") from error
     if configuration != sizes.name:
         raise CheckpointInvalid(f"{path} holds configuration {configuration!r}, asked for {sizes.name!r}")
     model = build_tags(sizes)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointInvalid(f"the weights in {path} do not fit configuration {sizes.name!r}: {error}") from error
+    if (fault := misfit(model, weights)) is not None:
+        raise CheckpointInvalid(f"the weights in {path} do not fit configuration {sizes.name!r}: {fault}")
+    model.load_state_dict(weights)
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise CheckpointInvalid(f"{path} holds weights that are not finite")
     return Checkpoint(model.eval(), meta, trained=True)
 
 
+def misfit(model: Tags, weights: Mapping[str, Any]) -> str | None:
+    """The first name or shape that is not the model's, in words."""
+    expected = model.state_dict()
+    for name, value in expected.items():
+        found = weights.get(name)
+        if not isinstance(found, Tensor):
+            return f"{name} is missing"
+        if found.shape != value.shape:
+            return f"{name} is {tuple(found.shape)}, the model needs {tuple(value.shape)}"
+    unknown = next((name for name in weights if name not in expected), None)
+    return None if unknown is None else f"{unknown} is unknown"
+
+
+def read_meta_file(path: Path) -> Meta:
+    """`meta` alone, as JSON, for weights that come without it. Raises: CheckpointInvalid."""
+    try:
+        return read_meta(json.loads(path.read_text()))
+    except (OSError, *STATED_WRONGLY) as error:
+        raise CheckpointInvalid(f"{path} lacks or misstates a part of meta: {error}") from error
+
+
 def read_meta(document: dict[str, Any]) -> Meta:
-    """Raises: KeyError, TypeError."""
+    """Raises: one of STATED_WRONGLY."""
     return Meta(
         grid=GridRule(**document["grid"]),
         intensity={key: IntensityRule(**rule) for key, rule in document["intensity"].items()},

@@ -8,20 +8,25 @@ nobody will read again, at the stated precision; a real engine needs more (works
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import onnx
+import torch
 import typer
 from onnx import NodeProto, TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
 from contract.bundle import BundleInvalid, load_bundle
+from contract.sizes import Sizes
 from contract.tensors import BATCH, NETWORKS
+from export.networks.build import Tags
 from export.precision import Precision, with_precision
+from export.refusal import refusal
 
 Shape = tuple[int, ...]
 
@@ -30,7 +35,6 @@ Shape = tuple[int, ...]
 class Analysis:
     """Of one network at one batch and precision."""
 
-    parameters: int
     operations: int
     weight_bytes: int
     peak_bytes: int  # of activations, inputs and outputs included
@@ -46,9 +50,9 @@ def main(
     try:
         found = load_bundle(bundle)
     except BundleInvalid as error:
-        console.print(f"[red]refused:[/red] {error}")
-        raise typer.Exit(1) from error
+        raise refusal(error) from error
     table = Table("network", "precision", "batch", "parameters", "GFLOP", "weights, MB", "peak activations, MB")
+    counted = parameters(found.sizes)
     for network in NETWORKS:
         model = onnx.load(found.onnx_path(network))
         for kind in precision or list(Precision):
@@ -56,40 +60,47 @@ def main(
             for size in batch or [1]:
                 result = analyse(lowered, size)
                 cells = (result.operations / 1e9, result.weight_bytes / 1e6, result.peak_bytes / 1e6)
-                table.add_row(network, kind.value, str(size), f"{result.parameters:,}", *(f"{c:,.1f}" for c in cells))
+                table.add_row(network, kind.value, str(size), f"{counted[network]:,}", *(f"{c:,.1f}" for c in cells))
     console.print(table)
+
+
+def parameters(sizes: Sizes) -> dict[str, int]:
+    """By network. The graph cannot say: it holds constants too, and one tensor for two that are equal."""
+    with torch.device("meta"):
+        networks = Tags(sizes).networks()
+    return {name: sum(weight.numel() for weight in network.parameters()) for name, network in networks.items()}
 
 
 def analyse(model: onnx.ModelProto, batch: int) -> Analysis:
     """Args: model: with the batch axis named as in the contract."""
     shapes, sizes = tensor_shapes(model, batch)
     weights = {tensor.name for tensor in model.graph.initializer}
-    floats = [t for t in model.graph.initializer if t.data_type in FLOATS]
     return Analysis(
-        parameters=sum(math.prod(tensor.dims) for tensor in floats),
         operations=sum(operations(node, shapes) for node in model.graph.node),
         weight_bytes=sum(sizes[name] for name in weights),
         peak_bytes=peak(model.graph, sizes, weights),
     )
 
 
-FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+IN_BATCHES = re.compile(rf"(?:(\d+)\*)?{BATCH}$")  # an axis such as "B" or "192*B"
 
 
 def tensor_shapes(model: onnx.ModelProto, batch: int) -> tuple[dict[str, Shape], dict[str, int]]:
-    """(shape, bytes) of every tensor, by shape inference with the batch set."""
+    """(shape, bytes) of every tensor: those that the exporter wrote down, with the batch set, and inferred ones.
+    Raises: ValueError: an axis is not known, so that nothing can be counted."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for value in (*fixed.graph.input, *fixed.graph.output):
+    for value in (*fixed.graph.input, *fixed.graph.output, *fixed.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param == BATCH:
-                axis.dim_value = batch
+            if (found := IN_BATCHES.match(axis.dim_param)) is not None:
+                axis.dim_value = batch * int(found[1] or 1)
     graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     shapes, sizes = {}, {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         kind = value.type.tensor_type
         shapes[value.name] = tuple(axis.dim_value for axis in kind.shape.dim)
+        if 0 in shapes[value.name]:
+            raise ValueError(f"{value.name}: its shape {shapes[value.name]} is not known")
         sizes[value.name] = math.prod(shapes[value.name]) * item_bytes(kind.elem_type)
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)

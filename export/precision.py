@@ -14,7 +14,7 @@ from enum import StrEnum
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 MOVING = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity", "Relu", "LeakyRelu", "Concat"})
@@ -71,10 +71,20 @@ class Lowering:
             self.add(node)
         used = {name for node in self.nodes for name in node.input}
         weights = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        weights += self.lowered.values()
         graph = helper.make_graph(
-            self.nodes, self.graph.name, self.graph.input, self.graph.output, [*weights, *self.lowered.values()]
+            self.nodes, self.graph.name, self.graph.input, self.graph.output, weights, value_info=self.shapes()
         )
         return helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+
+    def shapes(self) -> Iterator[ValueInfoProto]:
+        """Those that the exporter wrote down, with the types of now: inference alone does not find all of them."""
+        for value in self.graph.value_info:
+            copy = ValueInfoProto()
+            copy.CopyFrom(value)
+            if value.name in self.made_low:
+                copy.type.tensor_type.elem_type = self.low
+            yield copy
 
     def add(self, node: NodeProto) -> None:
         copy = NodeProto()

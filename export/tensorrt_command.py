@@ -17,6 +17,7 @@ from contract.bundle import Bundle, BundleInvalid, load_bundle, onnx_file
 from contract.tensors import NETWORKS, network_specs
 from export.interface import InterfaceBroken, check_interface
 from export.precision import Precision
+from export.refusal import refusal
 from export.tensorrt_build import GIB, BuildOptions, BuiltPlan, PlanRefused, build_plan
 from export.tensorrt_parity import PlanRunner, compare_plan, delete_plan
 from export.tensorrt_plan import PLAN_FILE, Server, facts_of, this_gpu
@@ -39,6 +40,9 @@ def main(
     version_compatible: Annotated[bool, typer.Option(help="Also for later minor versions of TensorRT.")] = False,
     instances: Annotated[int, typer.Option(min=1, help="Of each network on a GPU.")] = 1,
     server_tensorrt: Annotated[str | None, typer.Option(help="The server's TensorRT, when it is not this one.")] = None,
+    build: Annotated[
+        bool, typer.Option(help="--no-build: the plans are in --out already; refuse those of another GPU or TensorRT.")
+    ] = True,
     compile_proof: Annotated[
         bool, typer.Option(help="No GPU: only show that TensorRT for RTX compiles the graphs. Writes nothing.")
     ] = False,
@@ -59,15 +63,15 @@ def main(
             raise PlanRefused("--out is needed, or --compile-proof")
         tensorrt = library("tensorrt", "tensorrt")
         this_gpu()
-        build_all(source, out, tensorrt, options, timing_cache)
+        if build:
+            build_all(source, out, tensorrt, options, timing_cache)
         if repository is not None:
             server = Server(server_tensorrt or tensorrt.__version__, this_gpu()["compute_capability"])
             serving = Serving(most_batch=batch, instances=instances)
             write_plan_repository(source, out, repository, server=server, serving=serving)
             console.print(f"{repository}: a Triton repository of {source.identity}")
     except (PlanRefused, ValueError) as error:
-        console.print(f"[red]refused:[/red] {error}")
-        raise typer.Exit(1) from error
+        raise refusal(error) from error
 
 
 def opened(directory: Path) -> Bundle:
@@ -117,6 +121,7 @@ def build_all(
             known = timing_cache.read_bytes()
         built = build_plan(tensorrt, read_graph(bundle, network), spec, options, timing_cache=known)
         if timing_cache is not None:
+            timing_cache.parent.mkdir(parents=True, exist_ok=True)
             timing_cache.write_bytes(built.timing_cache)
         keep(bundle, network, out / network, tensorrt, options, built)
 

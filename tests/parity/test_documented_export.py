@@ -15,6 +15,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is in the export environment only")
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
+from typer.main import get_command  # noqa: E402
+
+from export.__main__ import arguments, command_line  # noqa: E402
 from export.checkpoint import read_meta  # noqa: E402
 from tests.parity import upstream_files as upstream  # noqa: E402
 from tests.parity.little import LITTLE  # noqa: E402
@@ -22,6 +25,7 @@ from tests.parity.little import LITTLE  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "deploying-a-checkpoint.md").read_text()
 PROGRAM = ".venv-export/bin/python -m "
+COMMANDS = [shlex.split(found) for found in re.findall(r"python -m export ([^`\n]+)", PAGE.replace("\\\n", " "))]
 
 
 def meta_text():
@@ -30,6 +34,18 @@ def meta_text():
 
 def test_the_example_of_meta_is_read():
     assert read_meta(json.loads(meta_text())).targets == ("liver",)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_option_of_every_command_on_the_page_exists(command):
+    subcommand, *words = arguments(command)
+    options = get_command(command_line()).commands[subcommand].params
+    known = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_page_shows_each_command_of_the_export():
+    assert {arguments(command)[0] for command in COMMANDS} == set(get_command(command_line()).commands)
 
 
 def test_the_command_for_a_tags_checkpoint_writes_the_bundle(tmp_path):

@@ -22,14 +22,9 @@ from contract.tensors import POINTS  # noqa: E402
 from export.networks.build import build_tags  # noqa: E402
 from export.pretrained import PretrainedInvalid, load_clip_text, load_sam, load_tags  # noqa: E402
 from tests.parity import upstream_files as upstream  # noqa: E402
+from tests.parity.little import LITTLE
 from tests.parity.plain_tags import plain_logits  # noqa: E402
 
-# The paper's network in little: the same x4 stem, four stages of two blocks, even blocks shifted.
-LITTLE = replace(
-    VIT_B, name="little", roi=32, tokens=8, width=32, depth=8, heads=2, window=4, adapter=16, neck=16, aggregation=8,
-    pyramid=8, queries=5, prompt_heads=2, prompt_mlp=32, text_width=24, text_depth=2, text_heads=2,
-    feature_dtype="float32",
-)  # fmt: skip
 CLICKS = torch.tensor([[10.0, 21.0, 5.5], [3.0, 8.0, 30.0], [40.0, 2.0, 1.0]])  # the last lies outside
 
 
