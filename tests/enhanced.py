@@ -10,7 +10,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedCTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from tests.phantoms import PhantomSeries
+from tests.phantoms import PhantomSeries, write_ct_series
 
 MOVED = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
@@ -58,6 +58,17 @@ def write_enhanced(
         root.compress(transfer_syntax, generate_instance_uid=False)
     root.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_two_times(directory: Path) -> Path:
+    """An Enhanced MR image of eight frames: each of four slices twice, at the second time brighter by 5."""
+    phantom = write_ct_series(directory / "single-frame", shape_zyx=(4, 8, 10), modality="MR")
+
+    def brighter(dataset: Dataset) -> None:
+        frames = np.frombuffer(dataset.PixelData, "<u2").reshape(4, 2, 80) + np.array([[[0], [5]]], "<u2")
+        dataset.PixelData = frames.astype("<u2").tobytes()
+
+    return write_enhanced(phantom, directory / "two-times", temporal_positions=2, change=brighter)
 
 
 def _frame(image: Dataset, number: int, temporal_position: int) -> Dataset:

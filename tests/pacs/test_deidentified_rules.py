@@ -17,6 +17,7 @@ from service.domain.prompts import Prompts
 from service.ledger.report import reconcile
 from service.results import render
 from service.telemetry.stages import Stages
+from tests.enhanced import write_two_times
 from tests.fakes.engine import FAKE_BUNDLE
 from tests.pacs.fake_pacs import FakePacs, fake_pacs
 from tests.pacs.live import LiveGateway, live_gateway
@@ -113,6 +114,18 @@ def test_a_sites_own_annotation_still_says_where_to_look_and_is_not_named(tmp_pa
     for uid, content in archive.held.items():
         assert_says_nothing(content, sent, uid)
         assert seg.SOPInstanceUID.encode() not in content
+
+
+def test_of_an_image_with_two_times_the_named_one_is_taken(tmp_path, archive):
+    rule = NAMELESS | {"match": {"Modality": "MR"}, "acquisition": {"TemporalPositionIdentifier": 2}}
+    with research_site(tmp_path, archive, rule) as gateway:
+        store(gateway.client, [write_two_times(tmp_path)])
+        gateway.wait_for("the delivery", gateway.all_done)
+    (seg,) = segs(archive)
+    groups = seg.PerFrameFunctionalGroupsSequence
+    frames = {int(g.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber) for g in groups}
+    assert frames
+    assert frames <= {2, 4, 6, 8}
 
 
 @pytest.mark.parametrize("without", ["clean pixels", "a key"])

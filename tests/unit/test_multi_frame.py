@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from service.dicom.ingest import SeriesLimits, read_series
@@ -18,7 +18,7 @@ from service.dicom.seg_reader import read_seg
 from service.dicom.sr import write_sr
 from service.domain.measurements import intensity, measure
 from service.errors import DamagedPixelData, MixedSeries, NoUsableSeries
-from tests.enhanced import write_enhanced
+from tests.enhanced import write_enhanced, write_two_times
 from tests.outcomes import outcome_of, read
 from tests.phantoms import ORIENTATIONS, write_ct_series
 from tests.programs import dciodvfy_errors
@@ -68,24 +68,13 @@ def test_every_result_object_refers_to_its_frames_and_is_proved(tmp_path, modali
     np.testing.assert_array_equal(read_seg(tmp_path / "seg", series), phantom.tumour)
 
 
-def two_times(directory):
-    """An Enhanced MR image of eight frames: each of four slices twice, at the second time brighter by 5."""
-    phantom = write_ct_series(directory / "s", shape_zyx=(4, 8, 10), modality="MR")
-
-    def brighter(dataset: Dataset) -> None:
-        frames = np.frombuffer(dataset.PixelData, "<u2").reshape(4, 2, 80) + np.array([[[0], [5]]], "<u2")
-        dataset.PixelData = frames.astype("<u2").tobytes()
-
-    return write_enhanced(phantom, directory / "e", temporal_positions=2, change=brighter)
-
-
 def of_time(path, number):
     return read_series([path], series_instance_uid=None, limits=LIMITS, acquisition={TIME: number})
 
 
 def test_frames_of_several_times_are_refused_with_what_tells_them_apart(tmp_path):
     with pytest.raises(MixedSeries, match=r"4 of 8 images .* differ in TemporalPositionIdentifier") as caught:
-        read([two_times(tmp_path)])
+        read([write_two_times(tmp_path)])
     assert caught.value.members["choices"] == [
         {"TemporalPositionIdentifier": 1.0, "images": 4},
         {"TemporalPositionIdentifier": 2.0, "images": 4},
@@ -93,7 +82,7 @@ def test_frames_of_several_times_are_refused_with_what_tells_them_apart(tmp_path
 
 
 def test_one_of_several_times_can_be_chosen(tmp_path):
-    path = two_times(tmp_path)
+    path = write_two_times(tmp_path)
     first, second = of_time(path, 1), of_time(path, 2)
     assert [header.frame for header in first.headers] == [1, 3, 5, 7]
     np.testing.assert_array_equal(second.read(0, 4).voxels, first.read(0, 4).voxels + 5)
@@ -101,7 +90,7 @@ def test_one_of_several_times_can_be_chosen(tmp_path):
 
 
 def test_equal_masks_on_two_times_are_two_results_that_refer_to_their_own_frames(tmp_path):
-    path, mask = two_times(tmp_path), np.zeros((4, 8, 10), bool)
+    path, mask = write_two_times(tmp_path), np.zeros((4, 8, 10), bool)
     mask[1:3, 2:5, 3:6] = True
     outcomes = [outcome_of(of_time(path, number), mask) for number in (1, 2)]
     assert outcomes[0].seg_uid != outcomes[1].seg_uid
@@ -115,7 +104,7 @@ def test_equal_masks_on_two_times_are_two_results_that_refer_to_their_own_frames
 
 def test_a_time_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(MixedSeries, match="None of the 8 images has TemporalPositionIdentifier 3") as caught:
-        of_time(two_times(tmp_path), 3)
+        of_time(write_two_times(tmp_path), 3)
     assert [choice[TIME] for choice in caught.value.members["choices"]] == [1, 2]
 
 
