@@ -22,7 +22,7 @@ from contract.tensors import POINTS  # noqa: E402
 from export.networks.build import build_tags  # noqa: E402
 from export.pretrained import PretrainedInvalid, load_clip_text, load_sam, load_tags  # noqa: E402
 from tests.parity import upstream_files as upstream  # noqa: E402
-from tests.parity.little import LITTLE
+from tests.parity.little import LITTLE  # noqa: E402
 from tests.parity.plain_tags import plain_logits  # noqa: E402
 
 CLICKS = torch.tensor([[10.0, 21.0, 5.5], [3.0, 8.0, 30.0], [40.0, 2.0, 1.0]])  # the last lies outside
