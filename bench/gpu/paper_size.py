@@ -31,6 +31,7 @@ from export.parity import example_inputs
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40": 181.0, "L4": 121.0, "A10": 125.0}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UPS, RUNS = 3, 10
+DEVICE = "cuda"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def main(
     console, name = Console(), torch.cuda.get_device_name()
     peak = next((value for key, value in PEAKS.items() if key in name), None)
     torch.manual_seed(0)
-    model, rows = build_tags(VIT_B).eval().cuda(), []
+    model, rows = build_tags(VIT_B).eval().to(DEVICE), []
     for precision, dtype in DTYPES.items():
         for network in NETWORKS:
             for batch in batches or [1, 2, 4]:
@@ -75,11 +76,13 @@ def measure_network(
     network: nn.Module, name: str, precision: str, dtype: torch.dtype, batch: int, peak: float | None, compile: bool
 ) -> list[Row]:
     """Eager, compiled and as a CUDA graph. Products run in `dtype` under autocast; norms and softmax in float32."""
-    inputs = [torch.from_numpy(array).cuda() for array in example_inputs(network_specs(VIT_B)[name], batch, 0).values()]
+    inputs = [
+        torch.from_numpy(array).to(DEVICE) for array in example_inputs(network_specs(VIT_B)[name], batch, 0).values()
+    ]
     work = operations(network, inputs)
 
     def forward(*tensors: Tensor) -> object:
-        with torch.autocast("cuda", dtype=dtype):
+        with torch.autocast(DEVICE, dtype=dtype):
             return network(*tensors)
 
     ways: dict[str, Callable[[], object]] = {"eager": lambda: forward(*inputs)}
@@ -120,7 +123,7 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
 
 def measure_stem(what: str, form: Callable[..., Callable[[], Tensor]]) -> Row:
     """Float32, batch 1, up to the first block."""
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         run = form(VIT_B)
     ms, gib = timed(run)
     return Row(what, "fp32", "eager", 1, ms, gib, None)

@@ -6,6 +6,7 @@ A proxy: the same builder code and profiles as for `tensorrt`, but no plan for T
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,9 +21,11 @@ pytestmark = [
 ]
 
 from onnx import TensorProto  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from contract.sizes import SMALL, VIT_B  # noqa: E402
 from contract.tensors import FUSION_DECODER, NETWORKS, SAM_ENCODER, network_specs  # noqa: E402
+from export.__main__ import command_line  # noqa: E402
 from export.checkpoint import untrained  # noqa: E402
 from export.parity import example_inputs  # noqa: E402
 from export.precision import Precision, with_precision  # noqa: E402
@@ -37,6 +40,7 @@ except ImportError:
     tensorrt_rtx = None
 
 TARGET = "SM89"
+BUNDLE = Path(__file__).resolve().parents[2] / "model_repository"
 # `small` as it is, and `vit_b` with one block for each level; its text tower has one block too.
 SIZES = {"small": SMALL, "vit_b of reduced depth": replace(VIT_B, name="vit_b, shallow", depth=4, text_depth=1)}
 
@@ -65,6 +69,15 @@ def test_every_operator_of_every_network_compiles_with_its_profile(rtx, graphs, 
         rtx, onnx.load(files[network]), specs[network], BuildOptions(precision=precision), ahead_of_time=TARGET
     )
     assert len(built.plan) > 10_000
+
+
+def test_the_command_compiles_the_served_bundle_also_in_bfloat16_and_calls_it_no_plan(rtx):
+    given = ["tensorrt", "--bundle", str(BUNDLE), "--compile-proof", "--precision", "bf16", "--batch", "2"]
+    done = CliRunner().invoke(command_line(), given)
+    assert done.exit_code == 0, done.output
+    assert all(f"{network} " in done.stdout for network in NETWORKS)
+    assert done.stdout.count(f"MiB for {TARGET}") == len(NETWORKS)
+    assert "Not plans for Triton, and nothing was run" in done.stdout
 
 
 def test_an_operator_that_the_parser_does_not_know_is_named(rtx, graphs):

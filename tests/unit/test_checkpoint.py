@@ -13,7 +13,7 @@ pytestmark = pytest.mark.torch
 from contract.grid import fixed_grid  # noqa: E402
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import SMALL  # noqa: E402
-from export.checkpoint import CheckpointInvalid, load_checkpoint, untrained  # noqa: E402
+from export.checkpoint import CheckpointInvalid, load_checkpoint, read_meta_file, untrained  # noqa: E402
 
 TINY = replace(SMALL, name="tiny", roi=32, tokens=8, width=32, depth=4, heads=1, window=4, text_depth=1, text_width=16)
 
@@ -62,11 +62,38 @@ def test_a_missing_part_is_named(tmp_path, part):
         load_checkpoint(saved(tmp_path, content), TINY)
 
 
-def test_a_missing_weight_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weights: weights.pop("fusion_decoder.logit_scale"), r"fusion_decoder\.logit_scale is missing$"),
+        (lambda weights: weights.update({"other": torch.ones(1)}), "other is unknown$"),
+        (
+            lambda weights: weights.update({"sam_encoder.depth_embed": torch.ones(1, 8, 48)}),
+            r"sam_encoder\.depth_embed is \(1, 8, 48\), the model needs \(1, 8, 32\)$",
+        ),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_the_first_weight_that_does_not_fit_is_named_in_one_line(tmp_path, change, words):
     content = document()
-    del content["state_dict"]["fusion_decoder.logit_scale"]
-    with pytest.raises(CheckpointInvalid, match=r"fusion_decoder\.logit_scale"):
+    change(content["state_dict"])
+    with pytest.raises(CheckpointInvalid, match=words) as refusal:
         load_checkpoint(saved(tmp_path, content), TINY)
+    assert "\n" not in str(refusal.value)
+
+
+def test_weights_that_are_not_named_are_refused(tmp_path):
+    with pytest.raises(CheckpointInvalid, match="lacks or misstates"):
+        load_checkpoint(saved(tmp_path, document(state_dict=[torch.ones(1)])), TINY)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"grid": {"first_mm": 1.0}}', '{"grid": 1}'])
+def test_a_description_that_is_not_one_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "meta.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointInvalid, match=r"meta\.json lacks or misstates a part of meta") as refusal:
+        read_meta_file(path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
