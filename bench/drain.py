@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from bench.ingest import running_orthanc
-from bench.process import memory_mib
+from bench.process import cpu_s, memory_mib
 from bench.record import write_record
 from demo.running import ROOT, running_service, stop
 from service.ledger.ledger import open_ledger
@@ -88,7 +88,7 @@ def drained(settings: dict[str, str], directory: Path, limit_s: float) -> dict[s
             time.sleep(PAUSE_S)
         seconds = time.perf_counter() - started
         jobs = Counter(f"{job.kind} {job.state}, {job.attempts} attempts" for job in ledger.jobs.listed(limit=100_000))
-        peak_mib = memory_mib(worker.pid, "VmHWM")
+        cpu_seconds, peak_mib = cpu_s(worker.pid), memory_mib(worker.pid, "VmHWM")
     finally:
         stop(worker)
         ledger.close()
@@ -96,6 +96,7 @@ def drained(settings: dict[str, str], directory: Path, limit_s: float) -> dict[s
         "drained_s": round(seconds, 1),
         "jobs": dict(jobs),
         "fates": fates(report),
+        "worker_cpu_s": round(cpu_seconds, 1),
         "worker_peak_mib": round(peak_mib),
     }
 
