@@ -52,7 +52,7 @@ train: $(EXPORT) ## train `small` on generated phantoms (RUN=DIRECTORY, MINUTES=
 bench: $(GATEWAY) ## times of the networks and of what the gateway adds; JSON in bench/results
 	$(PYTHON_GATEWAY) -m bench.engine
 	$(PYTHON_GATEWAY) -m bench.overhead
-	@if command -v Orthanc >/dev/null; then $(PYTHON_GATEWAY) -m bench.ingest; else echo 'bench.ingest needs orthanc, orthanc-dicomweb and dcmtk'; fi
+	@if command -v Orthanc >/dev/null; then $(PYTHON_GATEWAY) -m bench.ingest && $(PYTHON_GATEWAY) -m bench.drain; else echo 'bench.ingest and bench.drain need orthanc, orthanc-dicomweb and dcmtk'; fi
 
 clean: ## remove the environments and what the tasks made; training runs stay
 	rm -rf .venv .venv-export .venv-checkov .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache demo/out

@@ -7,6 +7,7 @@ to Explicit VR Little Endian. They are read and sent one by one, so that memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
@@ -123,9 +124,16 @@ async def _objects(request: Request, gateway: Gateway, *uids: str) -> Response:
     if refused:
         raise NotAcceptable('objects are given as held (transfer-syntax="*") or in Explicit VR Little Endian')
     await audit_given(request, gateway, held)
+    first = await to_thread.run_sync(_begun, _content(gateway, held[0], accepted))
     if accepted.single_part and len(held) == 1:
-        return StreamingResponse(_content(gateway, held[0], accepted), media_type=DICOM)
-    return _related((_content(gateway, item, accepted) for item in held), DICOM, DICOM)
+        return StreamingResponse(first, media_type=DICOM)
+    others = (_content(gateway, item, accepted) for item in held[1:])
+    return _related(chain([first], others), DICOM, DICOM)
+
+
+def _begun(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, its first block made already: what cannot be converted is refused before the answer has begun."""
+    return chain([next(blocks, b"")], blocks)
 
 
 def _cannot_convert(item: InstanceRecord, accepted: Accepted) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from service.dicom.facts import DEFERRED_BYTES
 from service.dicom.header import READ_ERRORS
@@ -24,6 +24,7 @@ from service.dicom.pixels import NATIVE
 from service.errors import DamagedPixelData, NotAcceptable, UnknownObject
 
 MAX_INLINE_BYTES = 8192  # a longer binary value is left out of metadata; PS3.18 would give it an address of its own
+WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}  # by VR; PS3.5 6.2
 PICTURE_FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
 
 
@@ -49,6 +50,8 @@ def as_explicit_little_endian(stream: BinaryIO) -> bytes:
         dataset = dcmread(stream)
         if dataset.file_meta.TransferSyntaxUID not in NATIVE:
             dataset.decompress(generate_instance_uid=False)
+        if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+            _swap_words(dataset)
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         buffer = io.BytesIO()
         dataset.save_as(buffer, implicit_vr=False, little_endian=True, enforce_file_format=True)
@@ -56,6 +59,15 @@ def as_explicit_little_endian(stream: BinaryIO) -> bytes:
         detail = 'the object cannot be converted to Explicit VR Little Endian; accept transfer-syntax="*"'
         raise NotAcceptable(detail) from error
     return buffer.getvalue()
+
+
+def _swap_words(dataset: Dataset) -> None:
+    """Binary values, which pydicom keeps as bytes in the file's order; all others it writes in the order it is told."""
+    for element in dataset.iterall():
+        if element.VR in WORD_BYTES and isinstance(element.value, bytes):
+            words = np.frombuffer(element.value, f"u{WORD_BYTES[element.VR]}")
+            element.value = words.byteswap().tobytes()
+    dataset.set_original_encoding(False, True)
 
 
 def frames(stream: BinaryIO, numbers: Sequence[int]) -> Iterator[bytes]:

@@ -127,7 +127,8 @@ def running_orthanc(
     url = f"http://127.0.0.1:{port}"
     (login,) = configuration["RegisteredUsers"].items()
     try:
-        with httpx.Client(base_url=url, auth=login, timeout=60, trust_env=False) as client:
+        once = httpx.Limits(max_keepalive_connections=0)  # Orthanc may close a kept one just as it is used again
+        with httpx.Client(base_url=url, auth=login, timeout=60, trust_env=False, limits=once) as client:
             deadline = time.monotonic() + START_S
             while time.monotonic() < deadline and process.poll() is None:
                 try:

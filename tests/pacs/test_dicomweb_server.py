@@ -15,7 +15,14 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from PIL import Image
 from pydicom import dcmread
-from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from service.errors import LedgerUnavailable
 from tests.component.gateway import slug
@@ -328,7 +335,11 @@ def test_wado_renders_a_picture(gateway, held, media_type):
     assert picture.max() - picture.min() > 100
 
 
-@pytest.mark.parametrize("transfer_syntax", [RLELossless, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "transfer_syntax",
+    [RLELossless, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, JPEGLSLossless],
+    ids=lambda uid: uid.keyword,
+)
 def test_wado_converts_to_explicit_little_endian_unless_asked_for_what_is_held(gateway, tmp_path, transfer_syntax):
     sent = phantom(tmp_path, study=f"ts{transfer_syntax}", transfer_syntax=transfer_syntax)
     assert store(gateway.client, sent.paths).status_code == 200
@@ -342,6 +353,20 @@ def test_wado_converts_to_explicit_little_endian_unless_asked_for_what_is_held(g
     dataset = dcmread(io.BytesIO(converted))
     assert dataset.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
     np.testing.assert_array_equal(dataset.pixel_array, dcmread(sent.paths[0]).pixel_array)
+
+
+def test_what_cannot_be_converted_is_406_and_given_as_it_is_held(gateway, tmp_path):
+    sent = phantom(tmp_path, study="damaged", transfer_syntax=RLELossless)
+    for path in sent.paths:
+        dataset = dcmread(path)
+        dataset.PixelData = encapsulate([b"no RLE at all"])
+        dataset.save_as(path)
+    assert store(gateway.client, sent.paths).status_code == 200
+    address = f"/dicom-web/studies/{sent.study_instance_uid}"
+    assert slug(gateway.client.get(address)) == "not-acceptable"
+    as_held = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+    answer = gateway.client.get(address, headers={"accept": as_held})
+    assert all(path.read_bytes() in answer.content for path in sent.paths)
 
 
 @pytest.mark.parametrize("path", ["", "/metadata", "/series/1.2.3", "/series/1.2/instances/1.3/frames/1"])

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 from pydicom import Dataset, dcmread
-from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+)
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
@@ -46,9 +53,20 @@ def send(gateway: LiveGateway, paths, *, calling: str = "MODALITY", called: str 
     return statuses
 
 
-@pytest.mark.parametrize("transfer_syntax", [None, ImplicitVRLittleEndian, RLELossless])
+@pytest.mark.parametrize(
+    "transfer_syntax",
+    [
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLSLossless,
+    ],
+    ids=lambda uid: uid.keyword,
+)
 def test_what_is_sent_is_held_as_it_was_sent(gateway, tmp_path, transfer_syntax):
-    sent = phantom(tmp_path / "sent", **({"transfer_syntax": transfer_syntax} if transfer_syntax else {}))
+    sent = phantom(tmp_path / "sent", transfer_syntax=transfer_syntax)
     assert send(gateway, sent.paths) == [0] * 4
     held = gateway.ledger.series.instances(series_instance_uid=sent.series_instance_uid)
     (directory := tmp_path / "fetched").mkdir()
