@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,14 @@ def ours(directory: str, seen_from: Path) -> str:
     return os.path.relpath(ROOT / directory, seen_from)
 
 
-def test_keda_takes_the_place_of_the_autoscalers(tmp_path):
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_keda_takes_the_place_of_the_autoscalers(overlay, tmp_path):
     found = site(
         tmp_path,
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [ours("k8s/overlays/cpu", tmp_path)],
+            "resources": [ours(f"k8s/overlays/{overlay}", tmp_path)],
             "components": [ours("k8s/components/keda", tmp_path)],
         },
     )
@@ -204,6 +206,32 @@ def test_triton_outlives_the_connections_to_it(overlay):
         item["name"]: item for item in of_kind(overlay, "Deployment")["triton"]["spec"]["template"]["spec"]["volumes"]
     }
     assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "hospital"])
+def test_the_job_that_compiles_can_have_the_gpu_that_a_waiting_triton_holds(overlay):
+    """Else the two wait for each other where there is one GPU."""
+    specs = {name: template["spec"] for name, template in pods(overlay)}
+    classes = of_kind(overlay, "PriorityClass")
+    job, triton = (classes[specs[name]["priorityClassName"]] for name in ("compile-engines", "triton"))
+    assert job["value"] > triton["value"]
+    assert job.get("preemptionPolicy", "PreemptLowerPriority") == "PreemptLowerPriority"
+    job_spec = of_kind(overlay, "Job")["compile-engines"]["spec"]
+    assert "ttlSecondsAfterFinished" not in job_spec  # it would come back with each apply, and take the GPU again
+
+
+def test_a_waiting_triton_gives_its_gpu_back_when_it_is_told_to(tmp_path):
+    scripts = ROOT / "k8s" / "components" / "gpu"
+    (tmp_path / "engine-key.sh").write_text("echo key\n")
+    script = (scripts / "wait-for-engines.sh").read_text().replace("/etc/tags/engines", str(tmp_path))
+    waiting = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        assert "waiting for key" in waiting.stdout.readline()
+        waiting.terminate()
+        assert waiting.wait(10) == 143  # by itself: as the first process of a container it would not be ended by TERM
+    finally:
+        waiting.kill()
+        waiting.stdout.close()
 
 
 def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
