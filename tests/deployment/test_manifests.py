@@ -14,6 +14,7 @@ import yaml
 
 from service.settings import Settings
 from tests.conftest import require
+from tests.deployment.api_server import amount
 from tests.deployment.rendered import (
     OVERLAYS,
     ROOT,
@@ -187,6 +188,33 @@ def test_a_draining_gateway_has_time_for_what_is_under_way(overlay):
     asleep = int(gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
     assert float(settings["data"]["TAGS_DRAIN_S"]) >= Settings().request_timeout_s
     assert gateway["terminationGracePeriodSeconds"] >= asleep + float(settings["data"]["TAGS_DRAIN_S"])
+
+
+def test_the_ingress_lets_through_what_the_gateway_takes_and_its_disk_holds():
+    data = next(item for name, item in of_kind("hospital", "ConfigMap").items() if name.startswith("tags-settings"))
+    taken = Settings(max_store_bytes=int(data["data"]["TAGS_MAX_STORE_BYTES"]))
+    for name, most_bytes in (("gateway", taken.max_upload_bytes), ("gateway-dicomweb", taken.max_store_bytes)):
+        said = of_kind("hospital", "Ingress")[name]["metadata"]["annotations"]
+        for annotation in ("nginx.ingress.kubernetes.io/proxy-body-size", "nginx.org/client-max-body-size"):
+            assert said[annotation] == f"{most_bytes // 2**20}m", (name, annotation)
+    assert empty_bytes("hospital", "gateway")["data"] >= 3 * taken.max_store_bytes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay, name):
+    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    assert amount(container["resources"]["limits"]["ephemeral-storage"]) >= sum(empty_bytes(overlay, name).values())
+
+
+def empty_bytes(overlay: str, name: str) -> dict[str, float]:
+    """The most that each volume of a pod's own may hold on the node's disk."""
+    volumes = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["volumes"]
+    return {
+        volume["name"]: amount(volume["emptyDir"]["sizeLimit"])
+        for volume in volumes
+        if volume.get("emptyDir") and volume["emptyDir"].get("medium") != "Memory"
+    }
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
