@@ -119,7 +119,7 @@ BROKEN: dict[str, Callable[[Objects], object]] = {
     ].append({"name": "host", "hostPath": {"path": "/"}}),
     "volume engines: tags-engines leads": lambda there: there.pop(("PersistentVolumeClaim", "tags-engines")),
     "serviceAccountName worker leads": lambda there: there.pop(("ServiceAccount", "worker")),
-    "priorityClassName tags-once leads": lambda there: there.pop(("PriorityClass", "tags-once")),
+    "priorityClassName tags-engines leads": lambda there: there.pop(("PriorityClass", "tags-engines")),
     "Deployment worker: selector": lambda there: there["Deployment", "worker"]["spec"]["selector"].update(
         matchLabels={"app": "worker"}
     ),
@@ -148,7 +148,7 @@ BROKEN: dict[str, Callable[[Objects], object]] = {
     "Ingress gateway: tags-tls-2 leads": lambda there: there["Ingress", "gateway"]["spec"]["tls"][0].update(
         secretName="tags-tls-2"
     ),
-    "PriorityClass tags-once: value": lambda there: there["PriorityClass", "tags-once"].update(value=2 * 10**9),
+    "PriorityClass tags-engines: value": lambda there: there["PriorityClass", "tags-engines"].update(value=2 * 10**9),
     "PersistentVolumeClaim tags-engines: storage": lambda there: there["PersistentVolumeClaim", "tags-engines"]["spec"][
         "resources"
     ]["requests"].update(storage="20GB"),

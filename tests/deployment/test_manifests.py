@@ -1,11 +1,11 @@
-"""The manifests and images: accepted by real tools, and by rules of our own that those tools do not know."""
+"""The manifests: accepted by real tools, and by rules of our own that those tools do not know."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
-import tomllib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import yaml
 
 from service.settings import Settings
 from tests.conftest import require
+from tests.deployment.api_server import amount
 from tests.deployment.rendered import (
     OVERLAYS,
-    RELEASE,
     ROOT,
     containers,
     files_of,
@@ -60,13 +60,14 @@ def ours(directory: str, seen_from: Path) -> str:
     return os.path.relpath(ROOT / directory, seen_from)
 
 
-def test_keda_takes_the_place_of_the_autoscalers(tmp_path):
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_keda_takes_the_place_of_the_autoscalers(overlay, tmp_path):
     found = site(
         tmp_path,
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [ours("k8s/overlays/cpu", tmp_path)],
+            "resources": [ours(f"k8s/overlays/{overlay}", tmp_path)],
             "components": [ours("k8s/components/keda", tmp_path)],
         },
     )
@@ -118,12 +119,6 @@ def test_each_accepted_finding_has_its_reason():
     accepted = [number for number, line in enumerate(lines) if "- CKV" in line]
     assert accepted
     assert all(lines[number - 1].strip().startswith("#") and len(lines[number - 1]) > 40 for number in accepted)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "docker").glob("*Dockerfile")), ids=lambda path: path.name)
-def test_hadolint_finds_nothing(path):
-    done = run(tool("hadolint"), path)
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
@@ -195,6 +190,33 @@ def test_a_draining_gateway_has_time_for_what_is_under_way(overlay):
     assert gateway["terminationGracePeriodSeconds"] >= asleep + float(settings["data"]["TAGS_DRAIN_S"])
 
 
+def test_the_ingress_lets_through_what_the_gateway_takes_and_its_disk_holds():
+    data = next(item for name, item in of_kind("hospital", "ConfigMap").items() if name.startswith("tags-settings"))
+    taken = Settings(max_store_bytes=int(data["data"]["TAGS_MAX_STORE_BYTES"]))
+    for name, most_bytes in (("gateway", taken.max_upload_bytes), ("gateway-dicomweb", taken.max_store_bytes)):
+        said = of_kind("hospital", "Ingress")[name]["metadata"]["annotations"]
+        for annotation in ("nginx.ingress.kubernetes.io/proxy-body-size", "nginx.org/client-max-body-size"):
+            assert said[annotation] == f"{most_bytes // 2**20}m", (name, annotation)
+    assert empty_bytes("hospital", "gateway")["data"] >= 3 * taken.max_store_bytes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay, name):
+    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    assert amount(container["resources"]["limits"]["ephemeral-storage"]) >= sum(empty_bytes(overlay, name).values())
+
+
+def empty_bytes(overlay: str, name: str) -> dict[str, float]:
+    """The most that each volume of a pod's own may hold on the node's disk."""
+    volumes = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["volumes"]
+    return {
+        volume["name"]: amount(volume["emptyDir"]["sizeLimit"])
+        for volume in volumes
+        if volume.get("emptyDir") and volume["emptyDir"].get("medium") != "Memory"
+    }
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_triton_outlives_the_connections_to_it(overlay):
     (container,) = of_kind(overlay, "Deployment")["triton"]["spec"]["template"]["spec"]["containers"]
@@ -204,6 +226,32 @@ def test_triton_outlives_the_connections_to_it(overlay):
         item["name"]: item for item in of_kind(overlay, "Deployment")["triton"]["spec"]["template"]["spec"]["volumes"]
     }
     assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "hospital"])
+def test_the_job_that_compiles_can_have_the_gpu_that_a_waiting_triton_holds(overlay):
+    """Else the two wait for each other where there is one GPU."""
+    specs = {name: template["spec"] for name, template in pods(overlay)}
+    classes = of_kind(overlay, "PriorityClass")
+    job, triton = (classes[specs[name]["priorityClassName"]] for name in ("compile-engines", "triton"))
+    assert job["value"] > triton["value"]
+    assert job.get("preemptionPolicy", "PreemptLowerPriority") == "PreemptLowerPriority"
+    job_spec = of_kind(overlay, "Job")["compile-engines"]["spec"]
+    assert "ttlSecondsAfterFinished" not in job_spec  # it would come back with each apply, and take the GPU again
+
+
+def test_a_waiting_triton_gives_its_gpu_back_when_it_is_told_to(tmp_path):
+    scripts = ROOT / "k8s" / "components" / "gpu"
+    (tmp_path / "engine-key.sh").write_text("echo key\n")
+    script = (scripts / "wait-for-engines.sh").read_text().replace("/etc/tags/engines", str(tmp_path))
+    waiting = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    try:
+        assert "waiting for key" in waiting.stdout.readline()
+        waiting.terminate()
+        assert waiting.wait(10) == 143  # by itself: as the first process of a container it would not be ended by TERM
+    finally:
+        waiting.kill()
+        waiting.stdout.close()
 
 
 def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -258,99 +306,6 @@ def test_triton_is_reached_by_gateways_and_prometheus_alone(overlay):
     ]
     users = {name for name, template in pods(overlay) if "tags/uses-triton" in template["metadata"]["labels"]}
     assert users == {"gateway", "worker"}
-
-
-def every_image() -> list[tuple[str, str]]:
-    """(where, image) of all manifests, the compose file and the Dockerfiles."""
-    found = [
-        (f"{overlay}/{name}", container["image"])
-        for overlay in OVERLAYS
-        for name, template in pods(overlay)
-        for container in containers(template)
-    ]
-    for profile in ("cpu", "gpu"):
-        done = run(tool("docker-compose"), "--profile", profile, "-f", "docker-compose.yml", "config")
-        found += [(f"compose/{name}", item["image"]) for name, item in yaml.safe_load(done.stdout)["services"].items()]
-    return found
-
-
-def test_every_image_has_a_version_and_none_is_the_latest():
-    for where, image in every_image():
-        registry, _, tag = image.rpartition(":")
-        assert "/" in registry, where  # an unqualified name could be anybody's on a public registry
-        assert tag not in ("", "latest"), where
-        assert "RELEASE" not in image, where
-
-
-def test_triton_and_tensorrt_are_of_one_release_that_is_named_once():
-    nvidia = [image for _, image in every_image() if re.search(r"nvidia|tags-(triton|export)", image)]
-    assert len(nvidia) > 6
-    assert all(image.endswith(RELEASE) for image in nvidia)
-    for path in (ROOT / "docker").glob("*.Dockerfile"):
-        for line in path.read_text().splitlines():
-            if line.startswith("FROM nvcr.io"):
-                assert line.split()[1].endswith(":${TRITON_RELEASE}"), path.name
-    naming = [
-        path.relative_to(ROOT)
-        for path in [*files_of(".yaml", ".yml", ".env", ".sh", ".Dockerfile"), ROOT / "docker-compose.yml"]
-        if any(
-            RELEASE.split("-")[0] in line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")
-        )
-    ]
-    assert naming == [Path("k8s/release/release.env")]
-
-
-def test_the_list_for_sites_without_a_registry_is_whole():
-    tools = {"KUBECTL": tool("kubectl"), "DOCKER_COMPOSE": tool("docker-compose")}
-    done = run("scripts/images", "list", **tools)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (ROOT / "k8s" / "images.txt").read_text()
-    assert set(done.stdout.split()) == {image for _, image in every_image()}
-
-
-def test_images_are_saved_and_loaded_whole_or_not_at_all(tmp_path):
-    """The engine is a stand-in that writes what it is told to save; the script, sums and lists are the real ones."""
-    engine, log, kept = tmp_path / "engine", tmp_path / "log", tmp_path / "kept"
-    engine.write_text(
-        '#!/bin/sh\necho "$@" >>"$LOG"\n[ "$1" = save ] && echo "archive of $4" >"$3"\nexit 0\n', encoding="utf-8"
-    )
-    engine.chmod(0o755)
-    tools = {"KUBECTL": tool("kubectl"), "CONTAINER_ENGINE": str(engine), "LOG": str(log)}
-    assert run("scripts/images", "save", kept, "cpu", "gpu", **tools).returncode == 0
-    images = (kept / "images.txt").read_text().split()
-    assert len(images) == len(list(kept.glob("*.tar"))) == 4
-    assert not [line for line in log.read_text().splitlines() if line.startswith("pull") and "localhost" in line]
-    loaded = run("scripts/images", "load", kept, **tools)
-    assert loaded.stdout.split("\n")[:-1] == [f"loaded {image}" for image in images]
-    pushed = run("scripts/images", "push", kept, "registry.hospital.example/tags", **tools)
-    names = {item["newName"] for item in yaml.safe_load(pushed.stdout)["images"]}
-    assert all(name.startswith("registry.hospital.example/tags/") for name in names)
-    next(kept.glob("*.tar")).write_text("another")
-    assert run("scripts/images", "load", kept, **tools).returncode != 0
-
-
-def test_our_images_carry_the_version_of_the_project():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    ours = [image for _, image in every_image() if re.search(r"tags-(gateway|export)", image)]
-    assert ours
-    assert all(image.split(":")[1].split("_")[0] == version for image in ours)
-
-
-def test_the_images_install_the_pinned_versions_that_the_project_asks_for():
-    pins = (ROOT / "docker" / "constraints.txt").read_text()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *project["optional-dependencies"]["postgres"],
-        *project["optional-dependencies"]["s3"],
-    ]
-    for requirement in wanted:
-        name = re.match(r"[A-Za-z0-9-]+", requirement)[0].lower()
-        assert re.search(rf"^{name}==", pins, re.M), f"{name} is not in docker/constraints.txt"
-    export = {re.match(r"[A-Za-z0-9-]+", item)[0]: item for item in project["optional-dependencies"]["export"]}
-    dockerfile = (ROOT / "docker" / "export.Dockerfile").read_text()
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        assert f" {export[name]} " in dockerfile.replace("\n", " "), name
 
 
 def environment_names() -> set[str]:

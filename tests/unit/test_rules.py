@@ -172,6 +172,7 @@ def test_the_command_shows_what_would_happen_and_no_name(tmp_path):
                         "match": {"BodyPartExamined": "ABDOMEN", "instances": {"at_least": 4}},
                         "prompts": {"text": "tumour"},
                         "destinations": ["pacs"],
+                        "deidentified": True,
                     }
                 ],
             }
@@ -183,7 +184,7 @@ def test_the_command_shows_what_would_happen_and_no_name(tmp_path):
         app, ["rules", "test", str(tmp_path / "r.yaml"), str(tmp_path / "dicom")]
     )
     assert result.exit_code == 0, result.output
-    assert "abdomen: the profile's objects to pacs, routine" in result.output
+    assert "abdomen: the profile's objects without the patient to pacs, routine" in result.output
     assert "refused: no-rule" in result.output
     assert "instances is not at least 4" in result.output
     assert "CANARY" not in result.output
