@@ -31,6 +31,9 @@ def run(
     close_up: Annotated[
         int | None, typer.Option(help="a cheap first stage: voxels per side of parts of phantoms")
     ] = None,
+    boxes_only: Annotated[
+        bool, typer.Option(help="learn of boxes only; answers to requests without one stay as they are")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
     """Train one stage; its checkpoint is OUT/last.pt."""
@@ -43,7 +46,7 @@ def run(
     roi = CONFIGURATIONS[config].roi
     plan = Plan(
         config=config, roi=close_up or roi, whole=roi if close_up else None, batch=batch, rate=rate, seed=seed,
-        steps=steps, minutes=minutes, workers=workers, device=device,
+        steps=steps, minutes=minutes, workers=workers, device=device, boxes_only=boxes_only,
     )  # fmt: skip
     typer.echo(train(plan, out, init=init, resume=resume))
 

@@ -25,9 +25,12 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, distributed
 from torch import multiprocessing as processes
+from torch.nn import Parameter
 
 from contract.sizes import CONFIGURATIONS
+from contract.tensors import LABEL_BOX_MAX, LABEL_BOX_MIN
 from export.networks.build import Tags, build_tags
+from export.networks.prompts import BOX_MAPS, PROMPT_MAPS
 from training.losses import soft_dice_loss, total_loss
 from training.recipe import meta
 from training.simulate import TRUTH, Sample, corrected, make_close_up, make_sample
@@ -59,6 +62,7 @@ class Plan:
         None  # voxels per side of the phantoms that samples are cut out of; None: of the size of samples
     )
     device: str = "cpu"  # or "cuda": phantoms are made there, too
+    boxes_only: bool = False  # samples with boxes; nothing is learned that another prompt could notice
 
     def progress(self, step: int, minutes: float) -> float:
         """Share of the budget used, 0..1."""
@@ -174,7 +178,7 @@ def start(plan: Plan, init: Path | None) -> Run:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     model.to(plan.device)
     average = {name: value.to(plan.device) for name, value in average.items()}
-    return Run(model.train(), average, optimizer(model), after=after)
+    return Run(model.train(), average, optimizer(model, plan), after=after)
 
 
 def restore(checkpoint: Path, plan: Plan) -> Run:
@@ -192,7 +196,9 @@ def restore(checkpoint: Path, plan: Plan) -> Run:
     )
 
 
-def optimizer(model: Tags) -> torch.optim.AdamW:
+def optimizer(model: Tags, plan: Plan) -> torch.optim.AdamW:
+    if plan.boxes_only:
+        return torch.optim.AdamW([{"params": only_boxes(model), "share": 1.0}], lr=0.0, weight_decay=0.0)
     encoder = [
         p for network in (model.sam_encoder, model.clip_text_embedder) for p in network.parameters() if p.requires_grad
     ]
@@ -200,6 +206,22 @@ def optimizer(model: Tags) -> torch.optim.AdamW:
     if encoder:
         groups.append({"params": encoder, "share": ENCODER_RATE})
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=WEIGHT_DECAY)
+
+
+def only_boxes(model: Tags) -> list[Parameter]:
+    """Freeze all but what an absent box multiplies by zero, so that answers to other prompts stay as they are, to the
+    bit: the embeddings of its corners, and the weights of its maps in the two convolutions that read them."""
+    model.requires_grad_(False)
+    encoder, stem = model.fusion_decoder.prompt_encoder, model.fusion_decoder.pyramid.stem
+    before_maps = stem.in_channels - PROMPT_MAPS - 1  # the semantic map comes last
+    learned = (encoder.label_embed, encoder.map_embed.weight, stem.weight)
+    masks = [torch.zeros_like(parameter) for parameter in learned]
+    masks[0][[LABEL_BOX_MIN, LABEL_BOX_MAX]] = 1
+    masks[1][:, BOX_MAPS] = 1
+    masks[2][:, [before_maps + place for place in BOX_MAPS]] = 1
+    for parameter, mask in zip(learned, masks, strict=True):
+        parameter.requires_grad_(True).register_hook(mask.mul)
+    return list(learned)
 
 
 def advance(run: Run, plan: Plan, progress: float, drawn: list[Sample]) -> dict[str, float]:
@@ -266,7 +288,11 @@ def samples(plan: Plan, rank: int, step: int) -> list[Sample]:
     torch.set_num_threads(1)
     share = plan.batch // plan.workers
     first = step * plan.batch + rank * share
-    make = make_sample if plan.whole is None else partial(make_close_up, whole=plan.whole)
+    make = (
+        partial(make_sample, boxes_only=plan.boxes_only)
+        if plan.whole is None
+        else partial(make_close_up, whole=plan.whole)
+    )
     return [make(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 from instant_clip_tokenizer import Tokenizer
@@ -61,12 +62,15 @@ class Sample:
     text_map: np.ndarray  # (1, S, S, S) float32, 1 in tumours that the words mean, 0.5 in their organ; -1 if unknown
 
 
-def make_sample(seed: int, index: int, *, size: int, device: str = "cpu") -> Sample:
-    """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume."""
+def make_sample(seed: int, index: int, *, size: int, device: str = "cpu", boxes_only: bool = False) -> Sample:
+    """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume.
+
+    Args: boxes_only: each has a box.
+    """
     rng = np.random.default_rng([seed, index, size])
-    any_size = bool(rng.random() < ANY_SIZE)
+    any_size = bool(rng.random() < (0 if boxes_only else ANY_SIZE))
     phantom = make_phantom(int(rng.integers(1 << 29)), size=size, any_size=any_size, device=device)
-    return simulate(phantom, rng, clicks_only=any_size)
+    return simulate(phantom, rng, only="clicks" if any_size else "box" if boxes_only else None)
 
 
 def make_close_up(seed: int, index: int, *, size: int, whole: int, device: str = "cpu") -> Sample:
@@ -100,16 +104,16 @@ def cropped(phantom: Phantom, start: np.ndarray, size: int) -> Phantom:
     return replace(phantom, **volumes, anatomy=False)
 
 
-def simulate(phantom: Phantom, rng: np.random.Generator, *, clicks_only: bool = False) -> Sample:
+def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Literal["clicks", "box"] | None = None) -> Sample:
     """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does, which only
-    an anatomy gives a meaning. Args: clicks_only: neither box nor previous mask."""
+    an anatomy gives a meaning. Args: only: "clicks": neither box nor previous mask; "box": always a box."""
     inside = _scanned(phantom.tumour, rng)
     tumour = phantom.tumour & inside
     clicks: list[Click] = []
     box = previous = None
     finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", bool(rng.random() < TEXT_ELSEWHERE)
     text_map = named(phantom, phantom.organ_name) if phantom.anatomy else None
-    if phantom.anatomy and rng.random() < TEXT_ALONE:
+    if phantom.anatomy and rng.random() < TEXT_ALONE and only != "box":
         use_text = True
         tumour = phantom.same_organ & inside
         if phantom.healthy and rng.random() < TEXT_ABSENT:
@@ -117,8 +121,8 @@ def simulate(phantom: Phantom, rng: np.random.Generator, *, clicks_only: bool = 
             finding, tumour = f"{organ_name} {rng.choice(NOUNS)}", np.zeros_like(tumour)
             text_map = named(phantom, organ_name)
     else:
-        kind = 1.0 if clicks_only else rng.random()
-        if kind < BOX:
+        kind = 1.0 if only == "clicks" else rng.random()
+        if kind < BOX or only == "box":
             box = jittered_box(tumour, rng)
             if rng.random() < 0.3:
                 clicks = draw_clicks(phantom, tumour, 1 + int(rng.integers(2)), rng)

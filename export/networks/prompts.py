@@ -19,6 +19,7 @@ LABELS = 4  # background, foreground, box minimum, box maximum
 CLICK_WIDTHS_VOX = (1.5, 6.0)  # standard deviations of the click maps on the half grid: 3 mm and 12 mm at 1 mm
 PLACE_MAPS = 2 * len(CLICK_WIDTHS_VOX) + 2  # foreground and background clicks, box, previous mask
 SEEDS = (0, PLACE_MAPS - 2, PLACE_MAPS - 1)  # maps that lie on tumour: narrow foreground clicks, box, previous mask
+BOX_MAPS = (SEEDS[1], PLACE_MAPS + 2, PLACE_MAPS + 3)  # zero without a box: its inside, and the image compared with it
 GEODESIC_STEPS = 16  # cells of the half grid that a geodesic map can reach: 32 mm at 1 mm
 STEP_COST = 0.3  # of one cell, besides what its intensity costs
 FIXED_DEVIATION = 0.25  # in normalised intensity: what costs 1 per cell when the click's surroundings do not say

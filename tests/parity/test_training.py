@@ -14,8 +14,22 @@ pytestmark = pytest.mark.torch
 
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import CONFIGURATIONS, SMALL  # noqa: E402
+from contract.tensors import LABEL_BOX_MIN, LABEL_FOREGROUND  # noqa: E402
 from training.__main__ import average  # noqa: E402
-from training.loop import Plan, Run, advance, later_round, restore, samples, save, schedule, start, train  # noqa: E402
+from training.loop import (  # noqa: E402
+    Plan,
+    Run,
+    advance,
+    collate,
+    inputs_of,
+    later_round,
+    restore,
+    samples,
+    save,
+    schedule,
+    start,
+    train,
+)
 from training.losses import alignment_loss, mask_loss, missed_loss, soft_dice_loss  # noqa: E402
 from training.recipe import INTENSITY  # noqa: E402
 
@@ -59,6 +73,30 @@ def test_a_first_stage_learns_from_close_ups_smaller_than_a_window():
     assert all(sample.image.shape == (1, 32, 32, 32) for sample in drawn)
     assert all(sample.text_map.max() == -1 for sample in drawn)  # nothing is named
     assert np.isfinite(advance(run, plan, 0.2, drawn)["loss"])
+
+
+def test_what_is_learned_of_boxes_only_leaves_other_answers_as_they_are_to_the_bit():
+    plan = replace(PLAN, boxes_only=True)
+    run = start(plan, None)
+    torch.nn.init.normal_(run.model.fusion_decoder.detail.weight, std=0.05)  # at zero it hides the pyramid
+    boxes = samples(plan, 0, 0)
+    assert all((sample.point_labels == LABEL_BOX_MIN).any() for sample in boxes)
+    clicked = next(
+        sample
+        for number in range(20)
+        for sample in samples(PLAN, 0, number)
+        if not (sample.point_labels == LABEL_BOX_MIN).any() and (sample.point_labels == LABEL_FOREGROUND).any()
+    )
+
+    def answer(drawn):
+        with torch.no_grad():
+            return run.model(**inputs_of(collate(drawn)))[0]
+
+    before = answer([clicked]), answer(boxes)
+    for _ in range(3):
+        advance(run, plan, 0.2, boxes)
+    assert torch.equal(answer([clicked]), before[0])
+    assert not torch.allclose(answer(boxes), before[1], atol=1e-3)
 
 
 def test_the_loss_falls_on_a_batch_seen_again_and_again():

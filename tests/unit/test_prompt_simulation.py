@@ -254,7 +254,7 @@ def test_only_anatomy_says_where_words_belong(samples: list[Sample]) -> None:
 def test_of_a_tumour_of_any_size_only_clicks_are_told() -> None:
     phantom = make_phantom(2, size=SIZE, modality="CT", anatomy=False)
     for seed in range(30):
-        sample = simulate(phantom, np.random.default_rng(seed), clicks_only=True)
+        sample = simulate(phantom, np.random.default_rng(seed), only="clicks")
         assert not np.isin(sample.point_labels, (LABEL_BOX_MIN, LABEL_BOX_MAX)).any()
         assert not sample.mask_prompt.any()
         assert (sample.point_labels == LABEL_FOREGROUND).any()
