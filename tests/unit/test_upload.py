@@ -139,7 +139,10 @@ async def test_an_upload_that_stands_still_is_given_up(settings):
     [
         (body(part("prompts", b"{}")), "no file was sent"),
         (body(part("files", b"", "")), "no file was sent"),
-        (body(part("file", b"x", "a")), "known are files, organ_mask, mask, prompts, series_instance_uid, bundle,"),
+        (
+            body(part("file", b"x", "a")),
+            "known are files, organ_mask, mask, prompts, series_instance_uid, acquisition, bundle,",
+        ),
         (body(part("files", b"x", "a"), part("DOE^JANE", b"x")), "known are files"),
         (body(part("files", b"x", "a"), part("prompts", b"{}"), part("prompts", b"{}")), "prompts was sent twice"),
         (body(part("files", b"x", "a"), part("mask", b"x", "m"), part("mask", b"x", "m")), "mask was sent twice"),
