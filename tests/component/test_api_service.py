@@ -129,7 +129,7 @@ async def test_the_openapi_document_describes_body_formats_and_every_problem(gat
     document = (await gateway.client.get("/openapi.json")).json()
     post = document["paths"]["/segment"]["post"]
     body = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    fields = ["series_instance_uid", "bundle", "format", "profile"]
+    fields = ["series_instance_uid", "acquisition", "bundle", "format", "profile"]
     assert list(body) == ["files", "prompts", "organ_mask", "mask", *fields]
     assert {"application/dicom", "application/gzip", "image/png"} <= post["responses"]["200"]["content"].keys()
     described = " ".join(response["description"] for response in post["responses"].values())
