@@ -44,8 +44,11 @@ class ObjectStore(Protocol):
         ...
 
     def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
-        """Local files with the bytes of the keys, for reading only: in place where the store is a folder, else copies
-        in `directory`. Raises: LedgerUnavailable, StorageFull."""
+        """Files in `directory` with the bytes of the keys, for reading only. They stay what they are when a key is put
+        again: equal data sets may have other file meta information, and who reads goes by its offsets.
+
+        Raises: LedgerUnavailable, StorageFull.
+        """
         ...
 
     def remove(self, key: str) -> None:
@@ -83,8 +86,6 @@ class FolderStore:
             for folder in {(self._root / key).parent for _, key in staged}:
                 folders |= _made(folder, self._root)
             places = [(source, self._root / key) for source, key in staged]
-            # What is there stays: equal data sets may have other file meta information, and a job reads by its offsets.
-            places = [(source, target) for source, target in places if not target.exists()]
             if is_synced:
                 for source, target in places:
                     _move(source, target)
@@ -102,7 +103,14 @@ class FolderStore:
             raise _translated(error) from error
 
     def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
-        return tuple(self._root / key for key in keys)
+        paths = tuple(directory / f"{index:06}" for index in range(len(keys)))
+        try:
+            for key, path in zip(keys, paths, strict=True):
+                path.unlink(missing_ok=True)
+                _link(self._root / key, path)
+        except OSError as error:
+            raise _translated(error) from error
+        return paths
 
     def remove(self, key: str) -> None:
         try:
@@ -230,6 +238,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name, or a copy where the folders are on two file systems, or on one without such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _move(source: Path, target: Path) -> None:

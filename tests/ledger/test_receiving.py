@@ -77,6 +77,20 @@ def test_the_file_meta_information_does_not_make_another_content(tmp_path):
     assert path.read_bytes() != (tmp_path / "other").read_bytes()
 
 
+def test_what_a_job_reads_stays_what_it_is_when_the_same_is_sent_in_another_wrapping(ledger, tmp_path):
+    """Orthanc may push a series by C-STORE and by STOW-RS: equal data sets, other lengths of file meta information."""
+    key, directory = "objects/one", ledger.staging.directory()
+    (first := tmp_path / "first").write_bytes(b"short meta" + b"pixels")
+    ledger.store.put([(first, key)])
+    (fetched,) = ledger.store.fetch([key], directory)
+    before = fetched.read_bytes()
+    (second := tmp_path / "second").write_bytes(b"a longer meta" + b"pixels")
+    ledger.store.put([(second, key)])
+    assert fetched.read_bytes() == before
+    (again,) = ledger.store.fetch([key], ledger.staging.directory())
+    assert again.read_bytes() == b"a longer meta" + b"pixels"
+
+
 def test_a_thousand_senders_at_once_are_all_kept_once(ledger, tmp_path):
     phantom = phantom_series(tmp_path / "sent", images=40)
     arrivals = [staged(ledger, path) for path in phantom.paths for _ in range(3)]
