@@ -55,7 +55,7 @@ SEGMENT_BODY: dict[str, Any] = {
                         "acquisition": {
                             "type": "object",
                             "additionalProperties": {"type": "number"},
-                            "description": "of a series that holds several at the same places, as 409 lists them",
+                            "description": "which of several at the same places: one of the choices of mixed-series",
                             "example": {"EchoNumbers": 1},
                         },
                         "bundle": {
