@@ -15,7 +15,7 @@ from contract.sizes import Sizes
 from contract.tensors import FEATURE_LEVELS
 from export.networks.encoder import ALIGN_BLEND
 from export.networks.stem import SAM_PATCH, fold
-from export.upstream.keys import MLP_RATIO, PretrainedInvalid, Shape, Wanted, linear, merged, norm
+from export.upstream.keys import PretrainedInvalid, Shape, Wanted, linear, merged, mlp, norm
 
 SAM_GRID = 64  # tokens per side of SAM's position embedding
 SAM_WINDOW, SAM_GLOBAL = 27, 127  # rows of its relative position tables: windows of 14, and 64 in each third block
@@ -36,8 +36,7 @@ def trunk_keys(sizes: Sizes) -> Wanted:
             yield norm(f"{block}norm1", width) | norm(f"{block}norm2", width)
             yield linear(f"{block}attn.qkv", 3 * width, width) | linear(f"{block}attn.proj", width, width)
             yield {f"{block}attn.rel_pos_{axis}": table_shapes(sizes, index) for axis in "hw"}
-            yield linear(f"{block}mlp.lin1", MLP_RATIO * width, width)
-            yield linear(f"{block}mlp.lin2", width, MLP_RATIO * width)
+            yield mlp(f"{block}mlp.lin1", f"{block}mlp.lin2", width)
 
     return {
         "pos_embed": ((1, SAM_GRID, SAM_GRID, width),),

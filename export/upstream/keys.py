@@ -52,6 +52,11 @@ def linear(name: str, out: int, inner: int) -> Wanted:
     return {f"{name}.weight": ((out, inner),), f"{name}.bias": ((out,),)}
 
 
+def mlp(first: str, second: str, width: int) -> Wanted:
+    """The two layers of a block's, by their names."""
+    return linear(first, MLP_RATIO * width, width) | linear(second, width, MLP_RATIO * width)
+
+
 def norm(name: str, width: int) -> Wanted:
     return {f"{name}.weight": ((width,),), f"{name}.bias": ((width,),)}
 

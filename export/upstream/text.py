@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contract.sizes import Sizes
 from contract.tensors import CONTEXT_LENGTH, VOCABULARY
-from export.upstream.keys import MLP_RATIO, Wanted, linear, merged, norm
+from export.upstream.keys import Wanted, linear, merged, mlp, norm
 
 
 def openai_keys(sizes: Sizes) -> Wanted:
@@ -22,8 +22,7 @@ def openai_keys(sizes: Sizes) -> Wanted:
             yield norm(f"{block}ln_1", width) | norm(f"{block}ln_2", width)
             yield {f"{block}attn.in_proj_weight": ((3 * width, width),), f"{block}attn.in_proj_bias": ((3 * width,),)}
             yield linear(f"{block}attn.out_proj", width, width)
-            yield linear(f"{block}mlp.c_fc", MLP_RATIO * width, width)
-            yield linear(f"{block}mlp.c_proj", width, MLP_RATIO * width)
+            yield mlp(f"{block}mlp.c_fc", f"{block}mlp.c_proj", width)
 
     return {
         "token_embedding.weight": ((VOCABULARY, width),),
@@ -41,8 +40,7 @@ def hugging_face_keys(sizes: Sizes) -> Wanted:
             for role in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 yield linear(f"{layer}self_attn.{role}", width, width)
             yield norm(f"{layer}layer_norm1", width) | norm(f"{layer}layer_norm2", width)
-            yield linear(f"{layer}mlp.fc1", MLP_RATIO * width, width)
-            yield linear(f"{layer}mlp.fc2", width, MLP_RATIO * width)
+            yield mlp(f"{layer}mlp.fc1", f"{layer}mlp.fc2", width)
 
     return {
         "text_model.embeddings.token_embedding.weight": ((VOCABULARY, width),),
