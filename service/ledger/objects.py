@@ -103,7 +103,7 @@ class FolderStore:
             raise _translated(error) from error
 
     def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
-        paths = tuple(directory / f"{index:06}" for index in range(len(keys)))
+        paths = _numbered(directory, keys)
         try:
             for key, path in zip(keys, paths, strict=True):
                 path.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ class RemoteStore:
             return opened
 
     def fetch(self, keys: Sequence[str], directory: Path) -> tuple[Path, ...]:
-        paths = tuple(directory / f"{index:06}" for index in range(len(keys)))
+        paths = _numbered(directory, keys)
         places = [(self._path(key), str(path)) for key, path in zip(keys, paths, strict=True)]
         with _foreign_errors():
             _side_by_side(lambda place: self._filesystem.get_file(*place), places)
@@ -211,6 +211,10 @@ def _side_by_side(work: Callable[[T], object], items: Sequence[T]) -> None:
         return
     with ThreadPoolExecutor(SYNCING_THREADS) as pool:
         list(pool.map(work, items))
+
+
+def _numbered(directory: Path, keys: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(directory / f"{index:06}" for index in range(len(keys)))
 
 
 def _made(folder: Path, root: Path) -> set[Path]:
