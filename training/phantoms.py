@@ -8,7 +8,7 @@ tumours in several organs: they give text and organ prompts their meaning. Seede
 from __future__ import annotations
 
 from training.fields import Draw
-from training.scene import Phantom
+from training.scene import Phantom, Tumours
 from training.tissue_scene import TissueScene
 from training.trunk_scene import TrunkScene
 
@@ -22,17 +22,14 @@ def make_phantom(
     size: int = 64,
     modality: str | None = None,
     anatomy: bool | None = None,
-    any_size: bool = False,
+    tumours: Tumours = "mostly suiting",
     device: str = "cpu",
 ) -> Phantom:
-    """Phantom number `seed`. Kind and modality are drawn when not given.
-
-    Args: any_size: tumours from tiny to beyond the region alike, where most would otherwise suit it.
-    """
+    """Phantom number `seed`. Kind and modality are drawn when not given."""
     draw = Draw(seed, device)
     modality = modality or ("CT" if draw.chance(CT_SHARE) else "MR")
     anatomy = draw.chance(ANATOMY_SHARE) if anatomy is None else anatomy
-    scene = (TrunkScene if anatomy else TissueScene)(draw, size, modality, any_size)
+    scene = (TrunkScene if anatomy else TissueScene)(draw, size, modality, tumours)
     for _ in range(20):  # a tumour may come out empty, cut away by what bounds it
         scene.paint()
         if int(scene.tumour.sum()) >= 8:

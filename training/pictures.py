@@ -11,21 +11,27 @@ from scipy import ndimage
 from contract.intensity import normalise
 from training.phantoms import make_phantom
 from training.recipe import INTENSITY
-from training.scene import Phantom
+from training.scene import Phantom, Tumours
 
-COLUMNS, ROWS = 10, 3  # of each kind of scene
+COLUMNS, ROWS = 10, 2  # of each kind of scene
+KINDS: tuple[tuple[bool, Tumours], ...] = (
+    (False, "mostly suiting"),
+    (False, "large and mixed"),
+    (True, "mostly suiting"),
+)  # anatomy, tumours
 SCALE = 2  # screen pixels per voxel
 SHOWN = (-2.5, 3.0)  # normalised intensity from black to white
 MEANT, SAME_ORGAN, ANSWER = (255, 60, 60), (255, 220, 0), (0, 220, 255)
 
 
 def page(first_seed: int = 0) -> Image.Image:
-    """Tissue scenes above, anatomy scenes below; each the slice with most of its tumour."""
+    """Tissue scenes above, large mixed tumours in such scenes, anatomy scenes below; each the slice with most of it."""
     rows = []
-    for anatomy in (False, True):
+    for anatomy, tumours in KINDS:
         for row in range(ROWS):
             seeds = range(first_seed + row * COLUMNS, first_seed + (row + 1) * COLUMNS)
-            rows.append(np.concatenate([picture(make_phantom(seed, anatomy=anatomy)) for seed in seeds], axis=1))
+            drawn = [picture(make_phantom(seed, anatomy=anatomy, tumours=tumours)) for seed in seeds]
+            rows.append(np.concatenate(drawn, axis=1))
     return Image.fromarray(np.concatenate(rows))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,12 @@ from torch import Tensor
 
 from training.fields import Draw, curve, ellipsoid, gaussian_matrix, grid, separable, slice_matrix, tube
 from training.tissues import TARGETS, tissue_values, tumour_value
+
+# Tumours that mostly suit the region, of any size alike, or large ones of several tissues in which the border of a
+# tissue is not the border of the tumour.
+Tumours = Literal["mostly suiting", "of any size", "large and mixed"]
+
+PART_SHARE = (0.25, 0.2, 0.1, 0.2, 0.1, 0.15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +47,8 @@ class Scene(ABC):
 
     anatomy = False
 
-    def __init__(self, draw: Draw, size: int, modality: str, any_size: bool = False) -> None:
-        self.any_size = any_size
+    def __init__(self, draw: Draw, size: int, modality: str, tumours: Tumours = "mostly suiting") -> None:
+        self.tumours = tumours
         self.draw, self.rng, self.size, self.modality = draw, draw.rng, size, modality
         self.shape = (size, size, size)
         self.unit = 1.0 if modality == "CT" else 4.0  # of texture and noise
@@ -107,7 +114,9 @@ class Scene(ABC):
         brightness = tumour_value(self.rng, self.modality, around)
         change = brightness - around
         value = torch.full(self.shape, brightness, device=draw.device)
-        if draw.chance(0.3):  # two or three tissues side by side
+        if self.tumours == "large and mixed":
+            self.mix(value, level, radius, around)
+        elif draw.chance(0.3):  # two or three tissues side by side
             field = draw.field(self.shape, max(2.0, radius * draw.uniform(0.3, 0.9)))
             value[field > draw.uniform(-0.4, 0.8)] = tumour_value(self.rng, self.modality, around)
             if draw.chance(0.4):
@@ -127,6 +136,21 @@ class Scene(ABC):
         alpha = alpha * draw.uniform(0.75, 1.0)
         self.image = self.image + alpha * (value - self.image)
         return inside
+
+    def mix(self, value: Tensor, level: Tensor, radius: float, around: float) -> None:
+        """Paint several tissues into a tumour's `value`: solid parts, necrosis, fat, blood, its surroundings, septa."""
+        draw = self.draw
+        for _ in range(draw.count(2, 4)):
+            part = draw.field(self.shape, max(2.0, radius * draw.uniform(0.3, 1.2))) > draw.uniform(-0.3, 0.6)
+            name = str(self.rng.choice(["solid", "opposite", "around", "fluid", "fat", "blood"], p=PART_SHARE))
+            solid = tumour_value(self.rng, self.modality, around)
+            others = {"solid": solid, "opposite": 2 * around - solid, "around": around}
+            value[part] = others[name] if name in others else self.values[name]
+        if draw.chance(0.4):  # septa: sheets between lobules
+            sheets = draw.field(self.shape, max(3.0, radius * draw.uniform(0.3, 0.7))).abs() < draw.uniform(0.05, 0.15)
+            value[sheets] = tumour_value(self.rng, self.modality, around)
+        if draw.chance(0.3):  # a wall around it all
+            value[level > draw.uniform(0.8, 0.93)] = tumour_value(self.rng, self.modality, around)
 
     def scanned(self) -> Phantom:
         """Texture, blur, thick slices, correlated noise, streaks; bias field and gain for MR."""

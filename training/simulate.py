@@ -30,12 +30,13 @@ from contract.text import phrases
 from training.fields import Draw
 from training.phantoms import make_phantom
 from training.recipe import INTENSITY, NOUNS
-from training.scene import Phantom
+from training.scene import Phantom, Tumours
 from training.tissues import TARGETS
 
 ANY_SIZE = 0.1  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
-TEXT_ALONE = 0.4  # share of anatomy samples
-BOX, PREVIOUS_MASK = 0.45, 0.20  # shares of the others that may have them; the rest has clicks only
+MIXED = 0.35  # share of phantoms with large tumours of several tissues: a click means all of them
+TEXT_ALONE = 0.25  # share of anatomy samples
+BOX, PREVIOUS_MASK = 0.30, 0.20  # shares of the others that may have them; the rest has clicks only
 TEXT_ABSENT = 0.4  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
 ORGAN_MASK = 0.3
@@ -68,9 +69,11 @@ def make_sample(seed: int, index: int, *, size: int, device: str = "cpu", boxes_
     Args: boxes_only: each has a box.
     """
     rng = np.random.default_rng([seed, index, size])
-    any_size = bool(rng.random() < (0 if boxes_only else ANY_SIZE))
-    phantom = make_phantom(int(rng.integers(1 << 29)), size=size, any_size=any_size, device=device)
-    return simulate(phantom, rng, only="clicks" if any_size else "box" if boxes_only else None)
+    kinds: tuple[Tumours, ...] = ("of any size", "large and mixed", "mostly suiting")
+    any_size = 0 if boxes_only else ANY_SIZE
+    tumours = kinds[int(rng.choice(3, p=[any_size, MIXED, 1 - any_size - MIXED]))]
+    phantom = make_phantom(int(rng.integers(1 << 29)), size=size, tumours=tumours, device=device)
+    return simulate(phantom, rng, only="box" if boxes_only else "clicks" if tumours == "of any size" else None)
 
 
 def make_close_up(seed: int, index: int, *, size: int, whole: int, device: str = "cpu") -> Sample:
@@ -92,7 +95,8 @@ def make_close_up(seed: int, index: int, *, size: int, whole: int, device: str =
 
 @lru_cache(maxsize=1)
 def _phantom_of_close_ups(seed: int, number: int, whole: int, device: str) -> Phantom:
-    return make_phantom(seed * 1_000_000 + number, size=whole, any_size=number % 2 == 0, device=device)
+    tumours: Tumours = "mostly suiting" if number % 2 else "of any size"
+    return make_phantom(seed * 1_000_000 + number, size=whole, tumours=tumours, device=device)
 
 
 def cropped(phantom: Phantom, start: np.ndarray, size: int) -> Phantom:

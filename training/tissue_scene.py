@@ -22,8 +22,10 @@ class TissueScene(Scene):
         middle = np.full(3, (size - 1) / 2)
         wander = 0.25 if draw.chance(0.25) else 0.06
         centre = (middle + self.rng.standard_normal(3) * wander * size).clip(2, size - 3)
-        suits = draw.chance(0.6) and not self.any_size
+        suits = draw.chance(0.6) and self.tumours == "mostly suiting"
         radius = size * (draw.uniform(0.17, 0.36) if suits else draw.log_uniform(0.04, 0.5))
+        if self.tumours == "large and mixed":
+            radius = size * draw.uniform(0.2, 0.4)
         labels = self.regions()
         here = labels[tuple(np.rint(centre).astype(int))]
         body = self.body(centre, radius)

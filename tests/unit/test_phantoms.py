@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 torch = pytest.importorskip("torch", reason="torch is in the export environment only")
 pytestmark = pytest.mark.torch
 
 from training.fields import Draw, curve, ellipsoid, gaussian_matrix, separable, slice_matrix, tube  # noqa: E402
 from training.phantoms import make_phantom  # noqa: E402
-from training.scene import Phantom, component, dilated  # noqa: E402
+from training.scene import Phantom, Tumours, component, dilated  # noqa: E402
 from training.tissues import TARGETS  # noqa: E402
 
 SIZE = 48
@@ -63,11 +64,25 @@ def test_tumours_vary_in_size_and_organ(phantoms: list[Phantom]) -> None:
 
 
 def test_tumours_of_any_size_are_smaller_and_larger_than_those_that_suit_the_region() -> None:
-    def sizes(any_size: bool) -> np.ndarray:
-        drawn = (make_phantom(seed, size=32, anatomy=False, any_size=any_size) for seed in range(40))
+    def sizes(tumours: Tumours) -> np.ndarray:
+        drawn = (make_phantom(seed, size=32, anatomy=False, tumours=tumours) for seed in range(40))
         return np.array([phantom.tumour.sum() for phantom in drawn])
 
-    assert np.median(sizes(any_size=True)) < 0.5 * np.median(sizes(any_size=False))
+    assert np.median(sizes("of any size")) < 0.5 * np.median(sizes("mostly suiting"))
+
+
+def test_large_mixed_tumours_vary_more_inside_than_other_large_ones() -> None:
+    def large(tumours: Tumours) -> list[Phantom]:
+        drawn = [make_phantom(seed, size=48, modality="CT", anatomy=False, tumours=tumours) for seed in range(24)]
+        return [phantom for phantom in drawn if phantom.tumour.sum() > phantom.tumour.size / 30]
+
+    def deviation(phantom: Phantom) -> float:
+        inside = ndimage.binary_erosion(phantom.tumour, iterations=2)
+        return float(ndimage.gaussian_filter(phantom.image, 1.5)[inside].std())
+
+    mixed, others = large("large and mixed"), large("mostly suiting")
+    assert len(mixed) > 1.3 * len(others)
+    assert np.median([deviation(p) for p in mixed]) > 1.3 * np.median([deviation(p) for p in others])
 
 
 def test_only_an_anatomy_says_what_is_healthy_and_never_the_organ_of_the_tumour(phantoms: list[Phantom]) -> None:
