@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from service.dicom.header import READ_ERRORS
+from service.dicom.attribute import READ_ERRORS
 from service.errors import MaskMismatch
 
 MAX_NESTING = 32  # of content items; a report of TID 1500 has eight

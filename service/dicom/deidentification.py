@@ -26,11 +26,11 @@ from pydicom.sr.coding import Code
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.equipment import MANUFACTURER, MODEL_NAME
 from service.dicom.header import (
     IN_FUNCTIONAL_GROUPS,
     MODALITY_OF,
-    READ_ERRORS,
     READ_TAGS,
     START_BYTES,
     guessed_transfer_syntax,

@@ -20,7 +20,8 @@ from typing import Any
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 
-from service.dicom.header import READ_ERRORS, START_BYTES
+from service.dicom.attribute import READ_ERRORS
+from service.dicom.header import START_BYTES
 from service.dicom.limited_reader import DEFLATED_UID, META_LENGTH_OFFSET, LimitedReader
 from service.errors import NotDicom
 

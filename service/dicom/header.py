@@ -8,18 +8,11 @@ Pixels are never read here. Nothing in this module raises for a bad file, and no
 
 from __future__ import annotations
 
-import math
-import struct
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydicom import Dataset, dcmread
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.multival import MultiValue
-from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -36,6 +29,8 @@ from pydicom.uid import (
     MRImageStorage,
 )
 
+from service.dicom import attribute
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.limited_reader import LimitedReader
 from service.errors import NotDicom
 
@@ -73,7 +68,7 @@ READ_TAGS = [
     "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
-_TAGS = {name: Tag(name) for name in READ_TAGS}  # looking a name up costs pydicom more than reading its value
+_TAGS = [attribute.tag_of(name) for name in READ_TAGS]
 # Where the functional groups keep what a single-frame image has at its root: attribute, sequence, name there.
 IN_FUNCTIONAL_GROUPS = (
     ("ImagePositionPatient", "PlanePositionSequence", "ImagePositionPatient"),
@@ -95,11 +90,6 @@ IN_FUNCTIONAL_GROUPS = (
 PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag (7FE0,0010) in either byte order
 LONG_VRS = (b"OB", b"OW", b"UN")  # explicit: the value follows VR, two reserved bytes and a length of four
 UNDEFINED_LENGTH = 0xFFFFFFFF  # of encapsulated frames
-# What pydicom raises for bytes that are no DICOM, or broken DICOM; established by feeding it damaged files.
-READ_ERRORS = (
-    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-    IndexError, NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
-)  # fmt: skip
 
 START_BYTES = 1024  # preamble and file meta information; PS3.10 7.1
 # Without a preamble a file starts with group 0008 or 0002, in either byte order. Nothing else goes to pydicom, which
@@ -167,7 +157,7 @@ def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
             forced = lacks_preamble(start)
             stream.check_inflation(start)
             stream.seek(0)
-            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=list(_TAGS.values()))
+            dataset = dcmread(stream, stop_before_pixels=True, force=forced, specific_tags=_TAGS)
             pixels = _pixels(stream, path.stat().st_size)
     except NotDicom:
         return NotUsed("not-dicom")
@@ -178,7 +168,7 @@ def read_headers(path: Path) -> tuple[Header, ...] | NotUsed:
     try:
         return _unused(dataset) or _headers(path, dataset, pixels)
     except READ_ERRORS:
-        return NotUsed("unreadable", _text(dataset, "SeriesInstanceUID"))
+        return NotUsed("unreadable", attribute.text(dataset, "SeriesInstanceUID"))
 
 
 def lacks_preamble(start: bytes) -> bool:
@@ -197,16 +187,16 @@ def _looks_like_dicom(dataset: Dataset) -> bool:
 def _unused(dataset: Dataset) -> NotUsed | None:
     """Why this object is no image of a volume; None when it is one."""
     sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    series_instance_uid = _text(dataset, "SeriesInstanceUID")
+    series_instance_uid = attribute.text(dataset, "SeriesInstanceUID")
 
     def because(reason: str) -> NotUsed:
-        return NotUsed(reason, series_instance_uid, _text(dataset, "SOPInstanceUID"))
+        return NotUsed(reason, series_instance_uid, attribute.text(dataset, "SOPInstanceUID"))
 
     if not sop_class:
         return because("unreadable")
     if sop_class == MediaStorageDirectoryStorage:
         return because("dicomdir")
-    frames = _integer(dataset, "NumberOfFrames") or 1
+    frames = attribute.integer(dataset, "NumberOfFrames") or 1
     if (sop_class in SINGLE_FRAME and frames > 1) or frames > MAX_FRAMES:
         return because("multi-frame")
     if sop_class not in MODALITY_OF:
@@ -214,13 +204,13 @@ def _unused(dataset: Dataset) -> NotUsed | None:
         keyword = _keyword(sop_class)
         derived = "SecondaryCapture" in keyword or "Segmentation" in keyword or sop_class == LABELMAP_STORAGE
         return because("other-modality" if "Rows" in dataset and not derived else "other-object")
-    if not series_instance_uid or not _text(dataset, "StudyInstanceUID"):
+    if not series_instance_uid or not attribute.text(dataset, "StudyInstanceUID"):
         return because("no-uid")
-    if "LOCALIZER" in _texts(dataset, "ImageType"):
+    if "LOCALIZER" in attribute.texts(dataset, "ImageType"):
         return because("localizer")
-    if "MOSAIC" in _texts(dataset, "ImageType"):
+    if "MOSAIC" in attribute.texts(dataset, "ImageType"):
         return because("mosaic")
-    if _integer(dataset, "SamplesPerPixel") not in (None, 1) or "PALETTE" in str(
+    if attribute.integer(dataset, "SamplesPerPixel") not in (None, 1) or "PALETTE" in str(
         dataset.get("PhotometricInterpretation", "")
     ):
         return because("colour")
@@ -270,58 +260,58 @@ def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header
         items = group.get(sequence) or shared.get(sequence)
         if items and name in items[0]:
             setattr(own, keyword, items[0][name].value)
-    discriminators = dict(root.discriminators) | {name: _told(own, name) for name in DISCRIMINATORS if name in own}
+    told = {name: attribute.told(own, name) for name in DISCRIMINATORS if name in own}
     return replace(
         root,
         frame=number,
-        position_lps_mm=_numbers(own, "ImagePositionPatient", 3),
-        orientation=_numbers(own, "ImageOrientationPatient", 6),
-        pixel_spacing_mm=_numbers(own, "PixelSpacing", 2),
-        slice_thickness_mm=_number(own, "SliceThickness"),
-        spacing_between_slices_mm=_number(own, "SpacingBetweenSlices"),
-        slope=_rescale(own, "RescaleSlope", absent=1.0),
-        intercept=_rescale(own, "RescaleIntercept", absent=0.0),
-        discriminators=tuple(discriminators.items()),
+        position_lps_mm=attribute.numbers(own, "ImagePositionPatient", 3),
+        orientation=attribute.numbers(own, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=attribute.numbers(own, "PixelSpacing", 2),
+        slice_thickness_mm=attribute.number(own, "SliceThickness"),
+        spacing_between_slices_mm=attribute.number(own, "SpacingBetweenSlices"),
+        slope=attribute.rescale(own, "RescaleSlope", absent=1.0),
+        intercept=attribute.rescale(own, "RescaleIntercept", absent=0.0),
+        discriminators=tuple((dict(root.discriminators) | told).items()),
     )
 
 
 def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
     meta = dataset.file_meta
-    bits_allocated = _integer(dataset, "BitsAllocated") or 0
-    bits_stored = _integer(dataset, "BitsStored") or bits_allocated
-    rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
+    bits_allocated = attribute.integer(dataset, "BitsAllocated") or 0
+    bits_stored = attribute.integer(dataset, "BitsStored") or bits_allocated
+    rows, columns = attribute.integer(dataset, "Rows") or 0, attribute.integer(dataset, "Columns") or 0
     transfer_syntax_uid = str(meta.get("TransferSyntaxUID") or guessed_transfer_syntax(dataset))
-    frames = max(_integer(dataset, "NumberOfFrames") or 1, 1)
-    padding = (_integer(dataset, "PixelPaddingValue"), _integer(dataset, "PixelPaddingRangeLimit"))
+    frames = max(attribute.integer(dataset, "NumberOfFrames") or 1, 1)
+    padding = (attribute.integer(dataset, "PixelPaddingValue"), attribute.integer(dataset, "PixelPaddingRangeLimit"))
     return Header(
         path=path,
         sop_class_uid=str(dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID),
         frame=0,
         frames=frames,
         pixel_offset=0 if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else pixels.offset,
-        sop_instance_uid=_text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
-        series_instance_uid=_text(dataset, "SeriesInstanceUID"),
-        study_instance_uid=_text(dataset, "StudyInstanceUID"),
-        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
+        sop_instance_uid=attribute.text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
+        series_instance_uid=attribute.text(dataset, "SeriesInstanceUID"),
+        study_instance_uid=attribute.text(dataset, "StudyInstanceUID"),
+        frame_of_reference_uid=attribute.text(dataset, "FrameOfReferenceUID"),
         modality=MODALITY_OF[dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID],
         transfer_syntax_uid=transfer_syntax_uid,
-        position_lps_mm=_numbers(dataset, "ImagePositionPatient", 3),
-        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-        pixel_spacing_mm=_numbers(dataset, "PixelSpacing", 2),
-        slice_thickness_mm=_number(dataset, "SliceThickness"),
-        spacing_between_slices_mm=_number(dataset, "SpacingBetweenSlices"),
+        position_lps_mm=attribute.numbers(dataset, "ImagePositionPatient", 3),
+        orientation=attribute.numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing_mm=attribute.numbers(dataset, "PixelSpacing", 2),
+        slice_thickness_mm=attribute.number(dataset, "SliceThickness"),
+        spacing_between_slices_mm=attribute.number(dataset, "SpacingBetweenSlices"),
         rows=rows,
         columns=columns,
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
-        high_bit=bits_stored - 1 if (high := _integer(dataset, "HighBit")) is None else high,
-        signed=_integer(dataset, "PixelRepresentation") == 1,
+        high_bit=bits_stored - 1 if (high := attribute.integer(dataset, "HighBit")) is None else high,
+        signed=attribute.integer(dataset, "PixelRepresentation") == 1,
         padding=tuple(value for value in padding if value is not None),
-        slope=_rescale(dataset, "RescaleSlope", absent=1.0),
-        intercept=_rescale(dataset, "RescaleIntercept", absent=0.0),
-        body_part=_text(dataset, "BodyPartExamined").upper(),
+        slope=attribute.rescale(dataset, "RescaleSlope", absent=1.0),
+        intercept=attribute.rescale(dataset, "RescaleIntercept", absent=0.0),
+        body_part=attribute.text(dataset, "BodyPartExamined").upper(),
         complete=_is_complete(transfer_syntax_uid, pixels, frames * rows * columns * bits_allocated // 8),
-        discriminators=tuple((name, _told(dataset, name)) for name in DISCRIMINATORS),
+        discriminators=tuple((name, attribute.told(dataset, name)) for name in DISCRIMINATORS),
     )
 
 
@@ -341,61 +331,3 @@ def _is_complete(transfer_syntax_uid: str, pixels: _Pixels, pixel_bytes: int) ->
 
 def _keyword(sop_class: str) -> str:
     return UID(sop_class).keyword
-
-
-def _text(dataset: Dataset, name: str) -> str:
-    return str(_value(dataset, name) or "").strip()
-
-
-def _texts(dataset: Dataset, name: str) -> tuple[str, ...]:
-    value = _value(dataset, name) or ()
-    values: Iterable[Any] = (value,) if isinstance(value, str) else value
-    return tuple(str(text).strip().upper() for text in values)
-
-
-def _told(dataset: Dataset, name: str) -> str:
-    """A value as text that two images can be compared by."""
-    value = _value(dataset, name)
-    return str(list(value) if isinstance(value, MultiValue) else value)
-
-
-def _integer(dataset: Dataset, name: str) -> int | None:
-    number = _number(dataset, name)
-    return None if number is None else int(number)
-
-
-def _number(dataset: Dataset, name: str) -> float | None:
-    """A single finite number, else None."""
-    value = _value(dataset, name)
-    if isinstance(value, bytes):  # an ambiguous or wrong VR
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _rescale(dataset: Dataset, name: str, *, absent: float) -> float:
-    """NaN, not a default, for a value that is there but no number: decoding then refuses the image."""
-    number = _number(dataset, name)
-    if number is not None:
-        return number
-    return absent if name not in dataset or _value(dataset, name) == "" else math.nan
-
-
-def _numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
-    """Exactly `count` finite numbers, else ()."""
-    try:
-        numbers = tuple(float(value) for value in _value(dataset, name))
-    except (TypeError, ValueError):
-        return ()
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else ()
-
-
-def _value(dataset: Dataset, name: str) -> Any:
-    try:
-        element = dataset.get(_TAGS[name])
-        return None if element is None else element.value
-    except READ_ERRORS:  # pydicom converts on access
-        return None

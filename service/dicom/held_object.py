@@ -18,8 +18,8 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.facts import DEFERRED_BYTES
-from service.dicom.header import READ_ERRORS
 from service.dicom.pixels import NATIVE
 from service.errors import DamagedPixelData, NotAcceptable, UnknownObject
 

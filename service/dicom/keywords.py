@@ -12,8 +12,8 @@ from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.facts import DEFERRED_BYTES
-from service.dicom.header import READ_ERRORS
 from service.dicom.limited_reader import LimitedReader
 from service.errors import NotDicom
 

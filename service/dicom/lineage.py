@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydicom import Dataset, dcmread
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.equipment import MANUFACTURER, MODEL_NAME
-from service.dicom.header import READ_ERRORS
 from service.dicom.outcome import Lineage
 from service.dicom.seg import SOP_CLASSES
 

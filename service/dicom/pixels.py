@@ -22,8 +22,9 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.decoders import DECODER_DEPENDENCIES, PLUGIN
-from service.dicom.header import READ_ERRORS, Header
+from service.dicom.header import Header
 from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}

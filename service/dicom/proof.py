@@ -15,7 +15,8 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.tag import Tag
 
-from service.dicom.header import READ_ERRORS, Header
+from service.dicom.attribute import READ_ERRORS
+from service.dicom.header import Header
 from service.dicom.outcome import Outcome
 from service.dicom.source_images import source_images
 from service.dicom.validator import ValidatorFailed, standard_errors

@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.codes import segment_codes
 from service.dicom.equipment import (
     DEVICE_SERIAL_NUMBER,
@@ -24,7 +25,7 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import READ_ERRORS, Header
+from service.dicom.header import Header
 from service.dicom.outcome import Outcome, sibling_uid
 from service.dicom.seg import segment_label, series_description
 from service.dicom.source_images import source_images

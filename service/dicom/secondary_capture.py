@@ -14,6 +14,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.equipment import (
     DEVICE_SERIAL_NUMBER,
     MANUFACTURER,
@@ -23,7 +24,6 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import READ_ERRORS
 from service.dicom.outcome import Outcome
 from service.dicom.seg import series_description
 from service.dicom.source_images import source_images

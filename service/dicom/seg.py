@@ -25,6 +25,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from contract.bundle import Bundle
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.codes import segment_codes
 from service.dicom.equipment import (
     DEVICE_SERIAL_NUMBER,
@@ -36,7 +37,7 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import LABELMAP_STORAGE, READ_ERRORS, Header
+from service.dicom.header import LABELMAP_STORAGE, Header
 from service.dicom.outcome import Outcome
 from service.dicom.series import Series
 from service.dicom.source_images import source_images

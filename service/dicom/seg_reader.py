@@ -12,7 +12,7 @@ import numpy as np
 from highdicom.seg import Segmentation, SegmentationTypeValues, segread
 from pydicom import Dataset
 
-from service.dicom.header import READ_ERRORS
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.series import Series
 from service.domain.geometry import Geometry
 from service.domain.regrid import regrid

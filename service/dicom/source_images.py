@@ -28,7 +28,7 @@ TYPE_2 = (
 def source_images(headers: Sequence[Header]) -> list[Dataset]:
     """One dataset per file, in slice order; invalid values are gone from the first, which results copy from.
 
-    Raises: READ_ERRORS of service.dicom.header, when a file is gone or changed.
+    Raises: READ_ERRORS of service.dicom.attribute, when a file is gone or changed.
     """
     datasets = [_source_image(path) for path in dict.fromkeys(header.path for header in headers)]
     _drop_invalid(datasets[0])

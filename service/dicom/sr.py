@@ -35,6 +35,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
 from contract.bundle import Bundle
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.codes import SegmentCodes, segment_codes
 from service.dicom.equipment import (
     DEVICE_SERIAL_NUMBER,
@@ -47,7 +48,7 @@ from service.dicom.equipment import (
     series_number,
     software_versions,
 )
-from service.dicom.header import READ_ERRORS, Header
+from service.dicom.header import Header
 from service.dicom.outcome import Outcome, sibling_uid
 from service.dicom.seg import SOP_CLASSES, ascii_text, series_description
 from service.dicom.source_images import source_images

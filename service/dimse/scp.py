@@ -31,8 +31,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 from service.audit.event import Participant, Study, beginning, transferred
 from service.audit.trail import AuditTrail
+from service.dicom.attribute import READ_ERRORS
 from service.dicom.facts import Facts, new_digest, read_facts
-from service.dicom.header import READ_ERRORS
 from service.dimse.association import Association, Entity, Sink
 from service.dimse.command import (
     C_ECHO,
