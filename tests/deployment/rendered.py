@@ -78,3 +78,13 @@ def files_of(*suffixes: str) -> list[Path]:
         for path in (ROOT / folder).rglob("*")
         if path.suffix in suffixes and path.is_file()
     )
+
+
+def environment(overlay: str, name: str) -> dict[str, str]:
+    """What the first container of a Deployment finds in its environment, but for what only the cluster knows."""
+    container = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"][0]
+    maps, found = of_kind(overlay, "ConfigMap"), dict[str, str]()
+    for source in container.get("envFrom", ()):
+        if reference := source.get("configMapRef"):
+            found |= maps[reference["name"]]["data"]
+    return found | {variable["name"]: variable["value"] for variable in container.get("env", ()) if "value" in variable}

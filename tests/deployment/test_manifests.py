@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ from tests.deployment.rendered import (
     OVERLAYS,
     ROOT,
     containers,
+    environment,
     files_of,
     kustomized,
     objects,
@@ -74,6 +76,37 @@ def test_keda_takes_the_place_of_the_autoscalers(overlay, tmp_path):
     kinds = [item["kind"] for item in found]
     assert kinds.count("ScaledObject") == 3
     assert "HorizontalPodAutoscaler" not in kinds
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_traces_have_a_way_out_to_the_collector_alone(overlay, tmp_path):
+    found = site(
+        tmp_path,
+        {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [ours(f"k8s/overlays/{overlay}", tmp_path)],
+            "components": [ours("k8s/components/traces", tmp_path)],
+        },
+    )
+    (policy,) = [item for item in found if item["metadata"]["name"] == "gateway-to-collector"]
+    assert policy["metadata"]["namespace"] == "tags"
+    (way,) = policy["spec"]["egress"]
+    (settings,) = [item for item in found if item["metadata"]["name"].startswith("tags-settings")]
+    endpoint = httpx.URL(settings["data"]["TAGS_OTLP_ENDPOINT"])
+    assert [port["port"] for port in way["ports"]] == [endpoint.port]
+    assert way["to"] == [{"namespaceSelector": {"matchLabels": {"tags/traces": "true"}}}]
+    sending = [
+        item["spec"]["template"]
+        for item in found
+        if item["kind"] == "Deployment" and settings["metadata"]["name"] in str(item["spec"]["template"]["spec"])
+    ]
+    assert len(sending) == 2
+    chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert all(chosen <= template["metadata"]["labels"].items() for template in sending)
+    rendered = tmp_path / "all.yaml"
+    rendered.write_text(yaml.safe_dump_all(found))
+    assert run(tool("kubernetes-validate"), "--strict", "-k", KUBERNETES, rendered).returncode == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -318,6 +351,60 @@ def environment_names() -> set[str]:
 @pytest.mark.parametrize("name", sorted(environment_names()))
 def test_each_variable_is_a_setting(name):
     require(name.removeprefix("TAGS_").lower() in Settings.model_fields, f"{name} is no setting of this tree")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_gateways_and_workers_start_with_what_the_settings_files_say(overlay, name, monkeypatch):
+    found = environment(overlay, name)
+    for variable in filter(lambda variable: variable.startswith("TAGS_"), os.environ.copy()):
+        monkeypatch.delenv(variable)
+    for variable, value in found.items():
+        monkeypatch.setenv(variable, value)
+    settings = Settings()
+    assert (settings.engine, settings.triton_url) == ("triton", "dns:///triton:8001")
+    assert settings.worker == (name == "worker")
+    assert str(settings.routing_file) == "/etc/tags/routing/routing.yaml"
+    for written in (path for path in (ROOT / "k8s").rglob("settings.env") if path.parent.name in ("base", overlay)):
+        for line in filter(lambda line: "=" in line and not line.startswith("#"), written.read_text().splitlines()):
+            variable, value = line.split("=", 1)
+            assert variable in found
+            assert found[variable] == value or variable in in_the_container_itself(overlay, name), variable
+
+
+def in_the_container_itself(overlay: str, name: str) -> set[str]:
+    """Variables that go before those of the ConfigMap."""
+    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    return {variable["name"] for variable in container["env"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_an_overlay_adds_to_the_lists_of_the_base_and_takes_nothing_away(overlay, name):
+    written = next(iter(yaml.safe_load_all((ROOT / "k8s" / "base" / f"{name}.yaml").read_text())))
+    assert (written["kind"], written["metadata"]["name"]) == ("Deployment", name)
+    lost = missing(written["spec"]["template"], of_kind(overlay, "Deployment")[name]["spec"]["template"])
+    assert not lost - {"spec.volumes[data].emptyDir", "spec.volumes[data].emptyDir.sizeLimit"}, lost
+
+
+def missing(base: Any, rendered: Any, path: str = "") -> set[str]:
+    """Places that the base has and the rendering has not. An item of a list is known by its name, or by its kind."""
+    if isinstance(base, list):
+        base, rendered = ({known_by(item): item for item in items} for items in (base, rendered))
+        return set().union(
+            *(missing(base[key], rendered.get(key), f"{path}[{key}]") if key in rendered else {f"{path}[{key}]"}
+              for key in base)
+        )  # fmt: skip
+    if not isinstance(base, dict):
+        return set()
+    return set().union(
+        *(missing(value, rendered[key], f"{path}.{key}".lstrip(".")) if key in rendered
+          else {f"{path}.{key}".lstrip(".")} for key, value in base.items())
+    )  # fmt: skip
+
+
+def known_by(item: Any) -> str:
+    return item.get("name") or item.get("topologyKey") or next(iter(item)) if isinstance(item, dict) else str(item)
 
 
 @pytest.mark.parametrize("path", files_of(".sh"), ids=lambda path: path.name)
