@@ -24,7 +24,7 @@ READ_ERRORS = (
     IndexError, NotImplementedError, OverflowError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 # Short values of these VRs mean the same whatever else a data set holds (no character set, no pixel representation).
-SELF_CONTAINED_VRS = ("CS", "DS", "FD", "IS", "TM", "UI", "US")
+SELF_CONTAINED_VRS = ("AS", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "SL", "SS", "TM", "UI", "UL", "US")
 SHORT_BYTES = 128
 
 
@@ -88,16 +88,23 @@ def numbers(dataset: Dataset, name: str, count: int) -> tuple[float, ...]:
 def value(dataset: Dataset, name: str) -> Any:
     """As pydicom converts it; None where it is absent or pydicom cannot."""
     try:
-        raw = dataset.get_item(tag_of(name), keep_deferred=True)
-        if isinstance(raw, RawDataElement) and raw.VR in SELF_CONTAINED_VRS and 0 < raw.length <= SHORT_BYTES:
-            return _converted(raw._replace(value_tell=0))
+        if raw := self_contained(dataset, tag_of(name)):
+            return _converted(raw)
         element = dataset.get(tag_of(name))
         return None if element is None else element.value
     except READ_ERRORS:  # pydicom converts on access
         return None
 
 
+def self_contained(dataset: Dataset, tag: BaseTag) -> RawDataElement | None:
+    """The undecoded element, if it is short and means the same in every data set; equal ones are equal wherever they
+    stand. Most of a series' elements are those of its first image: what is made of them may be kept by them."""
+    raw = dataset.get_item(tag, keep_deferred=True)
+    if isinstance(raw, RawDataElement) and raw.VR in SELF_CONTAINED_VRS and 0 < raw.length <= SHORT_BYTES:
+        return raw._replace(value_tell=0)
+    return None
+
+
 @lru_cache(maxsize=512)
 def _converted(raw: RawDataElement) -> Any:
-    """Most values of a series are those of its first image. Args: raw: wherever in a file it stands."""
     return convert_raw_data_element(raw).value

@@ -14,13 +14,16 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.tag import BaseTag
 
-from service.dicom.attribute import READ_ERRORS
+from service.dicom.attribute import READ_ERRORS, self_contained, text
 from service.dicom.header import START_BYTES
 from service.dicom.limited_reader import DEFLATED_UID, META_LENGTH_OFFSET, LimitedReader
 from service.errors import NotDicom
@@ -130,7 +133,7 @@ def attribute_text(attribute: dict[str, Any]) -> str:
 
 
 def _uid(dataset: Dataset, name: str) -> str:
-    value = str(dataset.get(name) or "").strip()
+    value = text(dataset, name)
     return value if UID_FORM.fullmatch(value) else ""
 
 
@@ -139,12 +142,19 @@ def _attributes(dataset: Dataset, tags: frozenset[int]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for tag in sorted(tags.intersection(map(int, dataset.keys()))):  # as numbers: pydicom compares tags in Python
         try:
-            found[f"{tag:08X}"] = dataset[tag].to_json_dict(None, MAX_VALUE_CHARACTERS)
+            raw = self_contained(dataset, BaseTag(tag))
+            found[f"{tag:08X}"] = _json(raw) if raw else dataset[tag].to_json_dict(None, MAX_VALUE_CHARACTERS)
         except READ_ERRORS:
             continue
     if storable(found):  # all at once, as nearly always: half the time of one by one
         return found
     return {tag: attribute for tag, attribute in found.items() if storable(attribute)}
+
+
+@lru_cache(maxsize=512)
+def _json(raw: RawDataElement) -> dict[str, Any]:
+    """To be read only: it is shared."""
+    return convert_raw_data_element(raw).to_json_dict(None, MAX_VALUE_CHARACTERS)
 
 
 def storable(attributes: dict[str, Any]) -> bool:
