@@ -23,6 +23,7 @@ from service.api.dicomweb_store import DICOM, StudyUid
 from service.api.gateway import Gateway, SharedGateway
 from service.api.problems import problem_responses
 from service.dicom.held_object import PICTURE_FORMATS, as_explicit_little_endian, frames, metadata, rendered
+from service.dicom.transfer_syntaxes import is_readable
 from service.dicomweb.accept import DEFAULT_TRANSFER_SYNTAX, Accepted, read_accept
 from service.errors import DamagedPixelData, LedgerUnavailable, MalformedRequest, NotAcceptable, UnknownObject
 from service.ledger.search import InstanceRecord
@@ -120,9 +121,10 @@ async def frame_rendered(
 async def _objects(request: Request, gateway: Gateway, *uids: str) -> Response:
     accepted = read_accept(request.headers.get("accept"), DICOM)
     held = await to_thread.run_sync(lambda: gateway.search.held(*uids))
-    refused = [item for item in held if not accepted.as_held and _cannot_convert(item, accepted)]
-    if refused:
-        raise NotAcceptable('objects are given as held (transfer-syntax="*") or in Explicit VR Little Endian')
+    if not accepted.as_held and any(_cannot_convert(item, accepted) for item in held):
+        raise NotAcceptable(
+            'objects are given as held (transfer-syntax="*") or, if it can be decoded, in Explicit VR Little Endian'
+        )
     await audit_given(request, gateway, held)
     first = await to_thread.run_sync(_begun, _content(gateway, held[0], accepted))
     if accepted.single_part and len(held) == 1:
@@ -132,12 +134,15 @@ async def _objects(request: Request, gateway: Gateway, *uids: str) -> Response:
 
 
 def _begun(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, its first block made already: what cannot be converted is refused before the answer has begun."""
+    """The same, its first block made already: a broken object is refused before the answer has begun. A later one ends
+    the connection, for pixels are decoded when their turn comes; what nothing decodes was refused for all of them."""
     return chain([next(blocks, b"")], blocks)
 
 
 def _cannot_convert(item: InstanceRecord, accepted: Accepted) -> bool:
-    return accepted.transfer_syntax not in (EXPLICIT, item.transfer_syntax_uid)
+    if accepted.transfer_syntax == item.transfer_syntax_uid:
+        return False
+    return accepted.transfer_syntax != EXPLICIT or not is_readable(item.transfer_syntax_uid)
 
 
 def _content(gateway: Gateway, item: InstanceRecord, accepted: Accepted) -> Iterator[bytes]:

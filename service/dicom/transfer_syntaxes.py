@@ -1,4 +1,4 @@
-"""Which transfer syntaxes the installed decoders read, as /capabilities states them."""
+"""Which transfer syntaxes the installed decoders read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from service.dicom.pixels import NATIVE
 
 def readable_transfer_syntaxes() -> list[dict[str, str]]:
     """UID and name of each, in the order of the standard's registry."""
-    return [{"uid": str(uid), "name": UID(uid).name} for uid in AllTransferSyntaxes if _is_readable(UID(uid))]
+    return [{"uid": str(uid), "name": UID(uid).name} for uid in AllTransferSyntaxes if is_readable(uid)]
 
 
-def _is_readable(uid: UID) -> bool:
+def is_readable(uid: str) -> bool:
     if uid in NATIVE:
         return True
     try:
-        return bool(get_decoder(uid).is_available)
+        return bool(get_decoder(UID(uid)).is_available)
     except NotImplementedError:  # pydicom has no decoder for it at all
         return False

@@ -17,6 +17,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -367,6 +368,23 @@ def test_what_cannot_be_converted_is_406_and_given_as_it_is_held(gateway, tmp_pa
     as_held = 'multipart/related; type="application/dicom"; transfer-syntax=*'
     answer = gateway.client.get(address, headers={"accept": as_held})
     assert all(path.read_bytes() in answer.content for path in sent.paths)
+
+
+def test_one_object_that_nothing_decodes_is_406_for_the_whole_study(gateway, tmp_path):
+    sent = phantom(tmp_path, study="with a film")
+    last = dcmread(sent.paths[-1])
+    last.file_meta.TransferSyntaxUID = MPEG2MPML
+    last.PixelData = encapsulate([b"a film"])
+    last["PixelData"].VR = "OB"
+    last.save_as(sent.paths[-1])
+    assert store(gateway.client, sent.paths).status_code == 200
+    address = f"/dicom-web/studies/{sent.study_instance_uid}"
+    assert slug(gateway.client.get(address)) == "not-acceptable"
+    first = gateway.client.get(
+        f"{address}/series/{sent.series_instance_uid}/instances/{sent.sop_instance_uids[0]}",
+        headers={"accept": "application/dicom"},
+    )
+    assert first.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["", "/metadata", "/series/1.2.3", "/series/1.2/instances/1.3/frames/1"])
