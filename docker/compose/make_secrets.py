@@ -96,7 +96,7 @@ def nginx(password: str) -> str:
     basic = base64.b64encode(f"tags:{password}".encode()).decode()
     return f"""worker_processes 1;
 pid /tmp/nginx.pid;
-error_log /dev/stderr warn;
+error_log stderr warn;
 events {{}}
 http {{
   include /etc/nginx/mime.types;

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -148,6 +151,42 @@ def test_an_orthanc_of_the_stack_speaks_dicomweb(secrets, tmp_path):
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_ohifs_web_server_runs_as_the_user_who_owns_its_configuration(secrets):
+    require(shutil.which("nginx") is not None, "nginx is not installed")
+    written, port = secrets / "ohif" / "nginx.conf", free_port()
+    owner = written.stat().st_uid
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)  # where that user may go
+        (place / "index.html").write_text("OHIF")
+        changes = {
+            "listen 8081": f"listen 127.0.0.1:{port}",
+            "//orthanc:": "//127.0.0.1:",
+            "/usr/share/nginx/html": name,
+        }
+        text = written.read_text().replace("/tmp/", f"{name}/")  # noqa: S108
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (place / "nginx.conf").write_text(text)
+        for path in (place, *place.iterdir()):
+            os.chown(path, owner, owner)
+        command = ["nginx", "-c", f"{name}/nginx.conf", "-g", "daemon off;"]
+        with (secrets / "log").open("wb") as log:
+            process = subprocess.Popen(command, user=owner, group=owner, extra_groups=[], stdout=log, stderr=log)  # noqa: S603
+        try:
+            for _ in range(100):
+                assert process.poll() is None, (secrets / "log").read_text()
+                with suppress(httpx.TransportError):
+                    assert httpx.get(f"http://127.0.0.1:{port}/viewer/x", trust_env=False).text == "OHIF"
+                    break
+                time.sleep(0.1)
+            else:
+                raise AssertionError("it does not answer")
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def test_nothing_of_the_stack_needs_more_cores_or_calls_home():
