@@ -37,6 +37,21 @@ def test_the_monitoring_objects_are_taken_too():
     assert refusals(list(yaml.safe_load_all(kustomized("k8s/monitoring"))), secrets={}) == []
 
 
+def test_the_pod_that_restores_is_taken_and_holds_the_volume_of_the_gateways():
+    page = (ROOT / "docs" / "upgrade-backup.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    pod = yaml.safe_load(block)
+    gateway = of_kind("cpu", "Deployment")["gateway"]["spec"]["template"]["spec"]
+    volumes = [[item for item in spec["volumes"] if item["name"] == "data"] for spec in (pod["spec"], gateway)]
+    assert volumes[0] == volumes[1]
+    (own,), (of_gateways,) = pod["spec"]["containers"], gateway["containers"]
+    assert own["image"] == of_gateways["image"]
+    assert own["securityContext"] == of_gateways["securityContext"]
+    common = {key: value for key, value in gateway["securityContext"].items() if key != "fsGroupChangePolicy"}
+    assert pod["spec"]["securityContext"] == common
+    assert pod["metadata"]["namespace"] == "tags"
+
+
 def test_what_the_page_has_one_create_is_what_the_overlay_asks_for():
     rendered = kustomized("k8s/overlays/hospital")
     assert all(f": {name}\n" in rendered for name in secrets_of_the_page())
