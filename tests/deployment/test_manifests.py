@@ -28,6 +28,7 @@ from tests.deployment.rendered import (
     of_kind,
     pods,
     run,
+    selected,
     tool,
 )
 
@@ -309,14 +310,6 @@ def test_a_waiting_triton_gives_its_gpu_back_when_it_is_told_to(tmp_path):
     finally:
         waiting.kill()
         waiting.stdout.close()
-
-
-def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
-    selector = policy["spec"]["podSelector"]
-    return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
-        for rule in selector.get("matchExpressions", ())
-    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
