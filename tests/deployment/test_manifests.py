@@ -396,6 +396,20 @@ def test_each_file_that_a_setting_names_lies_on_a_mount(overlay, name):
     assert not [variable for variable, value in named.items() if not value.startswith(mounted)]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_variable_stands_after_those_that_it_is_made_of(overlay):
+    """Kubernetes puts in what it has read already, and leaves `$(NAME)` as it is else."""
+    for name, template in pods(overlay):
+        for container in containers(template):
+            known = set[str]()
+            for variable in container.get("env", ()):
+                asked = set(re.findall(r"\$\((\w+)\)", variable.get("value", "")))
+                assert asked <= known, (name, container["name"], variable)
+                known.add(variable["name"])
+            for word in (*container.get("command", ()), *container.get("args", ())):
+                assert not re.search(r"\$\(\w+\)", word), (name, word)  # a shell's would be taken for one
+
+
 def test_the_hospitals_own_authorities_are_trusted_wherever_the_service_calls():
     """Its certificates are seldom of a public authority; and libpq's verify-full fails without a file to trust."""
     page = (ROOT / "docs" / "install.md").read_text()
