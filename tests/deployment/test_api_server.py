@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,20 @@ def test_a_first_look_fits_a_small_node_while_it_is_rolled_out():
                 amount(entry["resources"]["requests"][resource]) for entry in spec["template"]["spec"]["containers"]
             )
         assert 0 < asked <= room, resource
+
+
+@pytest.mark.parametrize(("overlay", "compiling"), [("cpu", False), ("gpu", False), ("gpu", True)])
+def test_the_page_says_what_a_node_must_have(overlay, compiling):
+    scaled, asked = of_kind(overlay, "HorizontalPodAutoscaler"), {"cpu": 0.0, "memory": 0.0}
+    for name, template in pods(overlay):
+        if name in scaled or compiling:
+            (entry,) = template["spec"]["containers"]
+            count = scaled[name]["spec"]["minReplicas"] if name in scaled else 1
+            for resource in asked:
+                asked[resource] += count * amount(entry["resources"]["requests"][resource])
+    cores, gib = math.ceil(asked["cpu"]), math.ceil(asked["memory"] / 2**30)
+    said = f"for {cores} and {gib} while" if compiling else f"`{overlay}` asks for {cores} cores and {gib} GiB"
+    assert said in INSTALL
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

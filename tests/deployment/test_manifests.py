@@ -235,15 +235,16 @@ def test_the_ingress_lets_through_what_the_gateway_takes_and_its_disk_holds():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("name", ["gateway", "worker"])
-def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay, name):
-    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
-    assert amount(container["resources"]["limits"]["ephemeral-storage"]) >= sum(empty_bytes(overlay, name).values())
+def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay):
+    for name, template in pods(overlay):
+        (container,) = template["spec"]["containers"]
+        limit_bytes = amount(container["resources"]["limits"]["ephemeral-storage"])
+        assert limit_bytes >= sum(empty_bytes(overlay, name).values()), name
 
 
 def empty_bytes(overlay: str, name: str) -> dict[str, float]:
     """The most that each volume of a pod's own may hold on the node's disk."""
-    volumes = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["volumes"]
+    volumes = dict(pods(overlay))[name]["spec"]["volumes"]
     return {
         volume["name"]: amount(volume["emptyDir"]["sizeLimit"])
         for volume in volumes
