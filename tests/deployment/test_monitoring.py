@@ -120,7 +120,9 @@ def scraped(overlay: str, job: dict[str, Any], directory: Path) -> set[tuple[str
     assert done.returncode == 0, done.stderr
     found = [item for item in json.loads(done.stdout[done.stdout.index("[") :]) if item["labels"]]
     for item in found:
-        assert (item["labels"]["namespace"], item["labels"]["job"]) == ("tags", job["job_name"])
+        labels = item["labels"]
+        assert (labels["namespace"], labels["job"]) == ("tags", job["job_name"])
+        assert labels["pod"] == f"{labels['workload']}-0"
     return {
         (
             item["labels"]["pod"].removesuffix("-0"),
