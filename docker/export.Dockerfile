@@ -15,8 +15,8 @@ RUN python3 -m venv --system-site-packages /opt/export \
 FROM nvcr.io/nvidia/tensorrt:${TRITON_RELEASE}
 WORKDIR /src
 COPY --from=build /opt/export /opt/export
-COPY contract contract
-COPY export export
+COPY --chmod=0755 contract contract
+COPY --chmod=0755 export export
 ENV PATH=/opt/export/bin:$PATH \
     PYTHONPATH=/src \
     PYTHONDONTWRITEBYTECODE=1 \

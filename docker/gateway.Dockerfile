@@ -20,7 +20,8 @@ RUN groupadd --gid 10001 tags \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin tags \
     && install --directory --owner=tags --group=tags --mode=0700 /data
 COPY --from=build /opt/tags /opt/tags
-COPY ${BUNDLE} /bundle
+# Whatever the umask of the checkout was: another user reads it here.
+COPY --chmod=0755 ${BUNDLE} /bundle
 ENV PATH=/opt/tags/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

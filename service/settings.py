@@ -21,7 +21,9 @@ GIB = 1024**3
 class Settings(BaseSettings):
     """Settings of one gateway process. Raises: pydantic.ValidationError at start for a value out of range."""
 
-    model_config = SettingsConfigDict(env_prefix="TAGS_", frozen=True, use_attribute_docstrings=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="TAGS_", frozen=True, use_attribute_docstrings=True, extra="forbid", env_ignore_empty=True
+    )
 
     host: str = "127.0.0.1"
     """Address to listen on: only this machine by default. Any other needs authentication: TAGS_OIDC_ISSUER,

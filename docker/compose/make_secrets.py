@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-OWNERS = {"gateway": 10001, "postgres": 0, "objects": 0, "orthanc": 0, "ohif": 0, "prometheus": 65534, "grafana": 472}
+OWNERS = {  # the users of the images
+    "gateway": 10001, "postgres": 0, "objects": 0, "orthanc": 0, "ohif": 101, "prometheus": 65534, "grafana": 472,
+}  # fmt: skip
 KEYS = {  # API keys of the gateway, by who has them
     "admin": ("segment", "push", "read", "admin"),
     "orthanc": ("push",),
@@ -70,6 +72,7 @@ def orthanc(password: str, key: str) -> dict:
     }
     return {
         "Name": "PACS",
+        "Plugins": ["/usr/share/orthanc/plugins"],  # Orthanc reads this file alone, not what its image generates
         "StorageDirectory": "/var/lib/orthanc/db",
         "IndexDirectory": "/var/lib/orthanc/db",
         "HttpPort": ORTHANC_PORT,
@@ -93,7 +96,7 @@ def nginx(password: str) -> str:
     basic = base64.b64encode(f"tags:{password}".encode()).decode()
     return f"""worker_processes 1;
 pid /tmp/nginx.pid;
-error_log /dev/stderr warn;
+error_log stderr warn;
 events {{}}
 http {{
   include /etc/nginx/mime.types;

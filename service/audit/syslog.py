@@ -1,7 +1,8 @@
 """Syslog over TLS: messages of RFC 5424 in the frames of RFC 5425, as PS3.15 A.6 asks for audit messages.
 
 RFC 5425 has no answer from the receiver: a message counts as written once the connection has taken it. A connection
-that the receiver has closed is noticed before the next message, which then goes over a new one. Blocking.
+that the receiver has closed is noticed before the next message, which then goes over a new one. Blocking; a receiver
+that let a time-out pass is left alone for a while, since all work waits for its turn here.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import os
 import select
 import socket
 import ssl
+import time
 from datetime import datetime
 
 PRIORITY = 10 * 8 + 5  # facility security/authorization, severity notice: <85>
 APP_NAME, MESSAGE_ID = "tags", "DICOM+RFC3881"
 BOM = b"\xef\xbb\xbf"  # MSG-UTF8
 TIMEOUT_S = 10.0
+PAUSE_S = 30.0  # after a time-out; messages of that while fail at once
 
 
 def syslog_message(message: bytes, *, host_name: str, at: datetime) -> bytes:
@@ -36,9 +39,12 @@ class SyslogOverTls:
         self._host, self._port, self._context = host, port, context
         self._host_name = socket.gethostname()
         self._connection: ssl.SSLSocket | None = None
+        self._spared_until = 0.0
 
     def write(self, message: bytes, at: datetime) -> None:
         """Raises: OSError."""
+        if time.monotonic() < self._spared_until:
+            raise TimeoutError
         framed = frame(syslog_message(message, host_name=self._host_name, at=at))
         if self._connection is not None and _was_closed(self._connection):
             self.close()
@@ -47,8 +53,10 @@ class SyslogOverTls:
                 plain = socket.create_connection((self._host, self._port), timeout=TIMEOUT_S)
                 self._connection = self._context.wrap_socket(plain, server_hostname=self._host)
             self._connection.sendall(framed)
-        except OSError:
+        except OSError as error:
             self.close()
+            if isinstance(error, TimeoutError | socket.gaierror):  # a name that cannot be looked up takes as long
+                self._spared_until = time.monotonic() + PAUSE_S
             raise
 
     def close(self) -> None:

@@ -71,6 +71,15 @@ def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
     return [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
 
 
+def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a NetworkPolicy is for pods with these labels."""
+    selector = policy["spec"]["podSelector"]
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
+        for rule in selector.get("matchExpressions", ())
+    )
+
+
 def files_of(*suffixes: str) -> list[Path]:
     return sorted(
         path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,21 @@ def test_the_monitoring_objects_are_taken_too():
     assert refusals(list(yaml.safe_load_all(kustomized("k8s/monitoring"))), secrets={}) == []
 
 
+def test_the_pod_that_restores_is_taken_and_holds_the_volume_of_the_gateways():
+    page = (ROOT / "docs" / "upgrade-backup.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    pod = yaml.safe_load(block)
+    gateway = of_kind("cpu", "Deployment")["gateway"]["spec"]["template"]["spec"]
+    volumes = [[item for item in spec["volumes"] if item["name"] == "data"] for spec in (pod["spec"], gateway)]
+    assert volumes[0] == volumes[1]
+    (own,), (of_gateways,) = pod["spec"]["containers"], gateway["containers"]
+    assert own["image"] == of_gateways["image"]
+    assert own["securityContext"] == of_gateways["securityContext"]
+    common = {key: value for key, value in gateway["securityContext"].items() if key != "fsGroupChangePolicy"}
+    assert pod["spec"]["securityContext"] == common
+    assert pod["metadata"]["namespace"] == "tags"
+
+
 def test_what_the_page_has_one_create_is_what_the_overlay_asks_for():
     rendered = kustomized("k8s/overlays/hospital")
     assert all(f": {name}\n" in rendered for name in secrets_of_the_page())
@@ -60,6 +76,20 @@ def test_a_first_look_fits_a_small_node_while_it_is_rolled_out():
                 amount(entry["resources"]["requests"][resource]) for entry in spec["template"]["spec"]["containers"]
             )
         assert 0 < asked <= room, resource
+
+
+@pytest.mark.parametrize(("overlay", "compiling"), [("cpu", False), ("gpu", False), ("gpu", True)])
+def test_the_page_says_what_a_node_must_have(overlay, compiling):
+    scaled, asked = of_kind(overlay, "HorizontalPodAutoscaler"), {"cpu": 0.0, "memory": 0.0}
+    for name, template in pods(overlay):
+        if name in scaled or compiling:
+            (entry,) = template["spec"]["containers"]
+            count = scaled[name]["spec"]["minReplicas"] if name in scaled else 1
+            for resource in asked:
+                asked[resource] += count * amount(entry["resources"]["requests"][resource])
+    cores, gib = math.ceil(asked["cpu"]), math.ceil(asked["memory"] / 2**30)
+    said = f"for {cores} and {gib} while" if compiling else f"`{overlay}` asks for {cores} cores and {gib} GiB"
+    assert said in INSTALL
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

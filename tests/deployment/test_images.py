@@ -18,6 +18,14 @@ def test_hadolint_finds_nothing(path):
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docker").glob("*Dockerfile")), ids=lambda path: path.name)
+def test_the_plain_user_of_an_image_may_read_what_was_copied_into_it_under_any_umask(path):
+    stage = path.read_text().split("\nFROM ")[-1]
+    assert "\nUSER 10001:10001" in stage
+    copied = [line for line in stage.splitlines() if line.startswith("COPY ") and "--from=" not in line]
+    assert [line for line in copied if not line.startswith("COPY --chmod=0755 ")] == []
+
+
 def every_image() -> list[tuple[str, str]]:
     """(where, image) of all manifests, the compose file and the Dockerfiles."""
     found = [

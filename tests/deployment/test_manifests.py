@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from service.access.listening import check_listening
 from service.settings import Settings
 from tests.conftest import require
 from tests.deployment.api_server import amount
@@ -27,6 +28,7 @@ from tests.deployment.rendered import (
     of_kind,
     pods,
     run,
+    selected,
     tool,
 )
 
@@ -228,21 +230,21 @@ def test_the_ingress_lets_through_what_the_gateway_takes_and_its_disk_holds():
     taken = Settings(max_store_bytes=int(data["data"]["TAGS_MAX_STORE_BYTES"]))
     for name, most_bytes in (("gateway", taken.max_upload_bytes), ("gateway-dicomweb", taken.max_store_bytes)):
         said = of_kind("hospital", "Ingress")[name]["metadata"]["annotations"]
-        for annotation in ("nginx.ingress.kubernetes.io/proxy-body-size", "nginx.org/client-max-body-size"):
-            assert said[annotation] == f"{most_bytes // 2**20}m", (name, annotation)
+        assert said["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{most_bytes // 2**20}m", name
     assert empty_bytes("hospital", "gateway")["data"] >= 3 * taken.max_store_bytes
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-@pytest.mark.parametrize("name", ["gateway", "worker"])
-def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay, name):
-    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
-    assert amount(container["resources"]["limits"]["ephemeral-storage"]) >= sum(empty_bytes(overlay, name).values())
+def test_a_pod_may_fill_its_volumes_without_being_evicted_for_it(overlay):
+    for name, template in pods(overlay):
+        (container,) = template["spec"]["containers"]
+        limit_bytes = amount(container["resources"]["limits"]["ephemeral-storage"])
+        assert limit_bytes >= sum(empty_bytes(overlay, name).values()), name
 
 
 def empty_bytes(overlay: str, name: str) -> dict[str, float]:
     """The most that each volume of a pod's own may hold on the node's disk."""
-    volumes = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["volumes"]
+    volumes = dict(pods(overlay))[name]["spec"]["volumes"]
     return {
         volume["name"]: amount(volume["emptyDir"]["sizeLimit"])
         for volume in volumes
@@ -273,6 +275,30 @@ def test_the_job_that_compiles_can_have_the_gpu_that_a_waiting_triton_holds(over
     assert "ttlSecondsAfterFinished" not in job_spec  # it would come back with each apply, and take the GPU again
 
 
+@pytest.mark.parametrize("overlay", ["gpu", "hospital"])
+def test_no_roll_out_is_called_failed_while_the_job_may_still_compile(overlay):
+    most_s = of_kind(overlay, "Job")["compile-engines"]["spec"]["activeDeadlineSeconds"]
+    for name, item in of_kind(overlay, "Deployment").items():
+        assert item["spec"]["progressDeadlineSeconds"] > most_s, name
+
+
+@pytest.mark.parametrize(
+    ("driver", "key"),
+    [
+        ("echo '9.0, NVIDIA H100 80GB HBM3'", "sm9.0-NVIDIA-H100-80GB-HBM3_26.04-py3_e3b0c44298fc\n"),
+        ("echo 'no driver yet' >&2; exit 9", ""),
+    ],
+)
+def test_engines_have_the_name_of_their_gpu_or_none_at_all(driver, key, tmp_path):
+    """A name without a GPU in it would be waited for in vain, or be compiled for nobody."""
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{driver}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "bundle.json").write_text("")
+    script = (ROOT / "k8s" / "components" / "gpu" / "engine-key.sh").read_text().replace("/bundle/", f"{tmp_path}/")
+    done = run("sh", "-c", script, PATH=f"{tmp_path}:/usr/bin:/bin", TRITON_RELEASE="26.04-py3")
+    assert (done.stdout, done.returncode == 0) == (key, bool(key))
+
+
 def test_a_waiting_triton_gives_its_gpu_back_when_it_is_told_to(tmp_path):
     scripts = ROOT / "k8s" / "components" / "gpu"
     (tmp_path / "engine-key.sh").write_text("echo key\n")
@@ -285,14 +311,6 @@ def test_a_waiting_triton_gives_its_gpu_back_when_it_is_told_to(tmp_path):
     finally:
         waiting.kill()
         waiting.stdout.close()
-
-
-def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
-    selector = policy["spec"]["podSelector"]
-    return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"]
-        for rule in selector.get("matchExpressions", ())
-    )
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -341,6 +359,75 @@ def test_triton_is_reached_by_gateways_and_prometheus_alone(overlay):
     assert users == {"gateway", "worker"}
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_namespace_that_a_policy_names_by_our_label_is_given_it_by_a_command_of_the_page(overlay):
+    page = (ROOT / "docs" / "install.md").read_text()
+    labels = set(re.findall(r"'(tags/[a-z-]+)': 'true'", str(of_kind(overlay, "NetworkPolicy"))))
+    given = set(re.findall(r"kubectl label namespace \S+ (tags/[a-z]+)=true", page))
+    of_pods = {label for _, template in pods(overlay) for label in template["metadata"]["labels"]}
+    assert labels - of_pods
+    assert labels - of_pods <= given
+
+
+def test_the_watchdog_goes_through_the_ingress_by_its_address_and_by_its_pods():
+    """Inside the cluster the address is often exchanged for a pod's before a policy sees it."""
+    assert environment("hospital", "worker")["TAGS_PUBLIC_URL"].startswith("https://")
+    ways = of_kind("hospital", "NetworkPolicy")["gateway-to-stores"]["spec"]["egress"]
+    let_in = of_kind("hospital", "NetworkPolicy")["gateway-from-ingress"]["spec"]["ingress"][0]["from"]
+    (way,) = [way for way in ways if all(peer in way["to"] for peer in let_in)]
+    assert [peer for peer in way["to"] if "ipBlock" in peer]
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_what_must_lie_on_one_node_may_leave_it_together(overlay):
+    """Else a drain waits for a successor that can start nowhere."""
+    for name, item in of_kind(overlay, "PodDisruptionBudget").items():
+        assert item["spec"]["maxUnavailable"] == "100%", name
+    bound = [name for name, template in pods(overlay) if "podAffinity" in template["spec"].get("affinity", {})]
+    assert bound == ["gateway", "worker"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", ["gateway", "worker"])
+def test_each_file_that_a_setting_names_lies_on_a_mount(overlay, name):
+    (container,) = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
+    named = {variable: value for variable, value in environment(overlay, name).items() if value.startswith("/")}
+    assert len(named) >= 3
+    assert not [variable for variable, value in named.items() if not value.startswith(mounted)]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_variable_stands_after_those_that_it_is_made_of(overlay):
+    """Kubernetes puts in what it has read already, and leaves `$(NAME)` as it is else."""
+    for name, template in pods(overlay):
+        for container in containers(template):
+            known = set[str]()
+            for variable in container.get("env", ()):
+                asked = set(re.findall(r"\$\((\w+)\)", variable.get("value", "")))
+                assert asked <= known, (name, container["name"], variable)
+                known.add(variable["name"])
+            for word in (*container.get("command", ()), *container.get("args", ())):
+                assert not re.search(r"\$\(\w+\)", word), (name, word)  # a shell's would be taken for one
+
+
+def test_the_hospitals_own_authorities_are_trusted_wherever_the_service_calls():
+    """Its certificates are seldom of a public authority; and libpq's verify-full fails without a file to trust."""
+    page = (ROOT / "docs" / "install.md").read_text()
+    (key,) = re.findall(r"create secret generic tags-authorities --from-file=(\S+)", page)
+    file = f"/etc/tags/authorities/{key}"
+    for name in ("gateway", "worker"):
+        found = environment("hospital", name)
+        for variable in ("TAGS_OIDC_CA_FILE", "TAGS_AUDIT_SYSLOG_CA_FILE", "TAGS_PUBLIC_CA_FILE", "AWS_CA_BUNDLE"):
+            assert found[variable] == file, (name, variable)
+        spec = of_kind("hospital", "Deployment")[name]["spec"]["template"]["spec"]
+        (volume,) = [item for item in spec["volumes"] if item["name"] == "authorities"]
+        assert volume["secret"] == {"secretName": "tags-authorities"}
+    (database,) = re.findall(r"tags-database --from-literal=url='(\S+)'", page)
+    asked = dict(httpx.URL(database).params)
+    assert asked == {"sslmode": "verify-full", "sslrootcert": file}
+
+
 def environment_names() -> set[str]:
     """Every TAGS_ variable that a manifest, the compose file or an image sets."""
     texts = [kustomized(f"k8s/overlays/{overlay}") for overlay in OVERLAYS]
@@ -362,6 +449,7 @@ def test_gateways_and_workers_start_with_what_the_settings_files_say(overlay, na
     for variable, value in found.items():
         monkeypatch.setenv(variable, value)
     settings = Settings()
+    check_listening(settings.model_copy(update={"host": "0.0.0.0"}))  # noqa: S104  # the image's
     assert (settings.engine, settings.triton_url) == ("triton", "dns:///triton:8001")
     assert settings.worker == (name == "worker")
     assert str(settings.routing_file) == "/etc/tags/routing/routing.yaml"

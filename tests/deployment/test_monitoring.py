@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.conftest import require
-from tests.deployment.rendered import OVERLAYS, ROOT, of_kind, run, tool
+from tests.deployment.rendered import OVERLAYS, ROOT, of_kind, pods, run, selected, tool
 
 MONITORING = ROOT / "k8s" / "monitoring"
 ALERTS = [
@@ -92,6 +93,65 @@ def test_promtool_accepts_the_compose_stacks_prometheus(tmp_path):
     )
     done = run(tool("promtool"), "check", "config", local)
     assert done.returncode == 0, done.stderr
+
+
+def scraped(overlay: str, job: dict[str, Any], directory: Path) -> set[tuple[str, str]]:
+    """(pod, port) that are left of all ports of all pods, by Prometheus' own relabelling.
+
+    The pods are written down as Kubernetes' discovery would give them: Debian's promtool is built without that.
+    """
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["tags"]}}]
+    job["static_configs"] = [
+        {
+            "targets": [f"10.0.0.1:{port['containerPort']}"],
+            "labels": {
+                "__meta_kubernetes_namespace": "tags",
+                "__meta_kubernetes_pod_name": f"{name}-0",
+                "__meta_kubernetes_pod_label_app_kubernetes_io_name": name,
+                "__meta_kubernetes_pod_container_port_name": port["name"],
+            },
+        }
+        for name, template in pods(overlay)
+        for container in template["spec"]["containers"]
+        for port in container.get("ports", ())
+    ]
+    (directory / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [job]}))
+    done = run(tool("promtool"), "check", "service-discovery", directory / "prometheus.yml", job["job_name"])
+    assert done.returncode == 0, done.stderr
+    found = [item for item in json.loads(done.stdout[done.stdout.index("[") :]) if item["labels"]]
+    for item in found:
+        labels = item["labels"]
+        assert (labels["namespace"], labels["job"]) == ("tags", job["job_name"])
+        assert labels["pod"] == f"{labels['workload']}-0"
+    return {
+        (
+            item["labels"]["pod"].removesuffix("-0"),
+            item["discoveredLabels"]["__meta_kubernetes_pod_container_port_name"],
+        )
+        for item in found
+    }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_prometheus_scrapes_each_port_that_is_opened_to_it_and_shows_its_key_to_gateways_alone(overlay, tmp_path):
+    (tmp_path / "key").write_text("x")
+    text = (MONITORING / "scrape.yaml").read_text().replace("/etc/prometheus/secrets/tags/key", str(tmp_path / "key"))
+    with_key, without = yaml.safe_load(text)["scrape_configs"]
+    assert with_key["authorization"] == {"credentials_file": str(tmp_path / "key")}
+    assert "authorization" not in without
+    asked = scraped(overlay, with_key, tmp_path)
+    assert asked == {("gateway", "http"), ("worker", "http")}
+    assert scraped(overlay, without, tmp_path) == {("triton", "metrics")}
+    opened = {
+        (name, port["port"])
+        for policy in of_kind(overlay, "NetworkPolicy").values()
+        for name, template in pods(overlay)
+        if selected(policy, template["metadata"]["labels"])
+        for rule in policy["spec"].get("ingress", ())
+        if {"namespaceSelector": {"matchLabels": {"tags/monitoring": "true"}}} in rule["from"]
+        for port in rule["ports"]
+    }
+    assert opened == asked | {("triton", "metrics")}
 
 
 def test_every_alert_has_its_section_in_the_runbook_and_no_section_is_left_over():

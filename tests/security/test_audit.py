@@ -23,6 +23,7 @@ from pydicom.sr.codedict import codes
 from demo.running import free_port
 from service.app import create_app
 from service.audit import event as events
+from service.audit import syslog
 from service.audit.event import Code, Participant, Study
 from service.audit.message import audit_message
 from service.audit.syslog import frame, syslog_message
@@ -171,6 +172,28 @@ def test_a_real_rsyslog_takes_the_messages_by_mutual_tls_and_again_after_its_res
                 assert (priority, app_name, message_id) == ("85", "tags", "DICOM+RFC3881")
                 parsed(message.strip().lstrip("\ufeff").encode())
     trail.close()
+
+
+def test_a_receiver_that_is_silent_keeps_the_work_waiting_once_and_not_for_each_message(certificates, monkeypatch):
+    """As behind a firewall that drops; without TAGS_AUDIT_REQUIRED the work goes on meanwhile."""
+    monkeypatch.setattr(syslog, "TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        trail = trail_to(silent.getsockname()[1], certificates)
+        silent.settimeout(0)
+
+        def tried() -> bool:
+            with pytest.raises(AuditUnavailable):
+                trail.record(events.started(US))
+            try:
+                silent.accept()[0].close()
+            except BlockingIOError:
+                return False
+            return True
+
+        assert [tried() for _ in range(3)] == [True, False, False]
+        monkeypatch.setattr(syslog.time, "monotonic", lambda now=time.monotonic: now() + syslog.PAUSE_S)
+        assert tried()
+        trail.close()
 
 
 def test_a_receiver_with_another_authoritys_certificate_is_not_spoken_to(tmp_path, certificates):

@@ -42,3 +42,10 @@ def test_a_value_out_of_range_is_refused_at_start(monkeypatch, name, value):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch):
+    """So that a site can take back what an overlay sets; an empty path would be the working directory."""
+    for name in ("HOST", "OIDC_CA_FILE", "API_KEYS_FILE", "DIMSE_PORT", "KEEP_SOURCES_S", "MORE_BUNDLES"):
+        monkeypatch.setenv(f"TAGS_{name}", "")
+    assert Settings() == Settings(host="127.0.0.1", oidc_ca_file=None, api_keys_file=None, dimse_port=None)
