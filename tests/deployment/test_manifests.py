@@ -199,6 +199,17 @@ def test_every_container_is_narrow_and_has_limits(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_gateway_needs_its_engine_to_start_and_not_to_receive(overlay):
+    (container,) = of_kind(overlay, "Deployment")["gateway"]["spec"]["template"]["spec"]["containers"]
+    asked = {kind: container[kind]["httpGet"]["path"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert asked == {
+        "startupProbe": "/health/ready",
+        "readinessProbe": "/health/live",
+        "livenessProbe": "/health/live",
+    }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_serves_has_all_three_probes_a_drain_a_budget_a_spread_and_an_autoscaler(overlay):
     deployments = of_kind(overlay, "Deployment")
     assert deployments.keys() == {"gateway", "worker", "triton"}
