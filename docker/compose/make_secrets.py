@@ -112,6 +112,7 @@ http {{
       proxy_set_header Host $http_host;
       proxy_set_header Authorization "Basic {basic}";
       proxy_buffering off;
+      client_max_body_size 0;
     }}
   }}
 }}

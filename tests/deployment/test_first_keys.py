@@ -180,6 +180,8 @@ def test_ohifs_web_server_runs_as_the_user_who_owns_its_configuration(secrets):
                 assert process.poll() is None, (secrets / "log").read_text()
                 with suppress(httpx.TransportError):
                     assert httpx.get(f"http://127.0.0.1:{port}/viewer/x", trust_env=False).text == "OHIF"
+                    saved = httpx.post(f"http://127.0.0.1:{port}/dicom-web/studies", content=bytes(2 * 1024**2))
+                    assert saved.status_code == 502  # no Orthanc is there; 413 would be nginx's own limit
                     break
                 time.sleep(0.1)
             else:
