@@ -65,7 +65,7 @@ READ_TAGS = [
     "FrameOfReferenceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ModalityLUTSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
+    "RescaleSlope", "RescaleIntercept", "PatientID", "BodyPartExamined", *DISCRIMINATORS,
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _TAGS = [attribute.tag_of(name) for name in READ_TAGS]
@@ -135,6 +135,8 @@ class Header:
     padding: tuple[int, ...]  # PixelPaddingValue and, if there, PixelPaddingRangeLimit
     slope: float
     intercept: float
+    rescaled: bool  # whether either is stated
+    patient_id: str  # to be compared, never told
     body_part: str
     complete: bool  # False when the file ends before its pixel data do
     discriminators: tuple[tuple[str, str], ...]  # name and value; values never leave this package
@@ -271,6 +273,7 @@ def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header
         spacing_between_slices_mm=attribute.number(own, "SpacingBetweenSlices"),
         slope=attribute.rescale(own, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(own, "RescaleIntercept", absent=0.0),
+        rescaled=_is_rescaled(own),
         discriminators=tuple((dict(root.discriminators) | told).items()),
     )
 
@@ -309,10 +312,16 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
         padding=tuple(value for value in padding if value is not None),
         slope=attribute.rescale(dataset, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(dataset, "RescaleIntercept", absent=0.0),
+        rescaled=_is_rescaled(dataset),
+        patient_id=attribute.text(dataset, "PatientID"),
         body_part=attribute.text(dataset, "BodyPartExamined").upper(),
         complete=_is_complete(transfer_syntax_uid, pixels, frames * rows * columns * bits_allocated // 8),
         discriminators=tuple((name, attribute.told(dataset, name)) for name in DISCRIMINATORS),
     )
+
+
+def _is_rescaled(dataset: Dataset) -> bool:
+    return any(attribute.value(dataset, name) not in (None, "") for name in ("RescaleSlope", "RescaleIntercept"))
 
 
 def guessed_transfer_syntax(dataset: Dataset) -> str:

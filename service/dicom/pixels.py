@@ -78,8 +78,8 @@ def read_voxels_into(voxels: np.ndarray, header: Header) -> None:
         raise DamagedPixelData("An image decodes to another size than its header states.")
     if not 1 <= header.bits_stored <= header.high_bit + 1 <= stored.dtype.itemsize * 8:
         raise DamagedPixelData("BitsStored and HighBit of an image do not fit its pixels.")
-    if not (np.isfinite(header.slope) and np.isfinite(header.intercept)):
-        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number.")
+    if not (np.isfinite(header.slope) and header.slope and np.isfinite(header.intercept)):
+        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number, or the slope is 0.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
     if header.slope == 1:  # nearly every CT: one pass instead of two

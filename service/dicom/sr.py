@@ -92,7 +92,7 @@ def _report(outcome: Outcome, measured: Measurements, intensity: Intensity | Non
         evidence=[source, *(_evidence(header) for header in headers[1:]), *_segs(outcome)],
         content=MeasurementReport(_observer(outcome.bundle), _procedure(series.modality), [group])[0],
         series_instance_uid=outcome.series_uid("sr"),
-        series_number=series_number("sr", source.get("SeriesNumber")),
+        series_number=series_number("sr", source),
         sop_instance_uid=outcome.uid("sr"),
         instance_number=1,
         manufacturer=MANUFACTURER,
