@@ -62,7 +62,8 @@ DISCRIMINATORS = (
 )
 READ_TAGS = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
-    "FrameOfReferenceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ModalityLUTSequence",
+    "FrameOfReferenceUID", "NumberOfFrames", "ConcatenationUID", "InConcatenationTotalNumber", "SamplesPerPixel",
+    "PhotometricInterpretation", "ModalityLUTSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "RescaleSlope", "RescaleIntercept", "PatientID", "BodyPartExamined", *DISCRIMINATORS,
@@ -115,6 +116,7 @@ class Header:
     sop_instance_uid: str
     frame: int  # of an Enhanced object, from 1; 0 for a single-frame image
     frames: int  # of the object
+    concatenation: tuple[str, int]  # UID of the concatenation that the object is a part of, and how many parts it has
     pixel_offset: int  # of the value of its pixel data in the file; 0 where that is not a place in the file (deflated)
     series_instance_uid: str
     study_instance_uid: str
@@ -291,6 +293,10 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
         sop_class_uid=str(dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID),
         frame=0,
         frames=frames,
+        concatenation=(
+            attribute.text(dataset, "ConcatenationUID"),
+            attribute.integer(dataset, "InConcatenationTotalNumber") or 0,
+        ),
         pixel_offset=0 if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else pixels.offset,
         sop_instance_uid=attribute.text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
         series_instance_uid=attribute.text(dataset, "SeriesInstanceUID"),

@@ -95,12 +95,16 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
     headers, measures = series.headers[first:last], _pixel_measures(series)
     orientation = hd.PlaneOrientationSequence("PATIENT", headers[0].orientation)
     sources = source_images(headers)
+    positions = [hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers]
     for source in sources:
         _settle_plane(source, orientation, measures)
+    if headers[0].frame:
+        _settle_frames(sources[0], positions)
     patient_name = sources[0].PatientName
     sources[0].PatientName = ""  # highdicom quotes unusual names in a warning; set below, unchanged
     segmentation = Segmentation(
-        source_images=sources,
+        source_images=sources[:1] if headers[0].frame else sources,
+        further_source_images=sources[1:] if headers[0].frame else None,
         pixel_array=outcome.mask.voxels[first:last],
         segmentation_type=SegmentationTypeValues[outcome.profile.seg_type.upper()],
         segment_descriptions=[_description(outcome)],
@@ -118,7 +122,7 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
         contributing_equipment=[contributing_equipment(bundle)],
         pixel_measures=measures,
         plane_orientation=orientation,
-        plane_positions=[hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers],
+        plane_positions=positions,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
@@ -135,18 +139,28 @@ def _settle_plane(
 ) -> None:  # fmt: skip
     """highdicom wants one plane of all source images, and would copy what they say of their spacing: the series' own,
     for headers differ by rounding, and the distance between slices that they state is often that of the gaps."""
-    if groups := source.get("SharedFunctionalGroupsSequence"):
-        groups[0].PlaneOrientationSequence, groups[0].PixelMeasuresSequence = orientation, measures
+    if "PerFrameFunctionalGroupsSequence" in source:
+        shared = Dataset()
+        shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = orientation, measures
+        source.SharedFunctionalGroupsSequence = Sequence([shared])
         return
     source.ImageOrientationPatient = orientation[0].ImageOrientationPatient
     for name in ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"):
         setattr(source, name, measures[0][name].value)
 
 
+def _settle_frames(source: Dataset, positions: list[hd.PlanePositionSequence]) -> None:
+    """highdicom takes one object of many frames; those of a stack may be some of its frames, or of several objects."""
+    groups = [Dataset() for _ in positions]
+    for group, position in zip(groups, positions, strict=True):
+        group.PlanePositionSequence = position
+    source.PerFrameFunctionalGroupsSequence, source.NumberOfFrames = Sequence(groups), len(groups)
+
+
 def _lay_on_images(segmentation: Segmentation, headers: tuple[Header, ...], measures: hd.PixelMeasuresSequence) -> None:
     """Each frame on its own image: its reference, and its plane where rounding makes that another than the first's.
 
-    highdicom refers to the first source frame at a position; other times and echoes may lie there, too.
+    highdicom refers to frames by their place among those that it was given, of one object.
     """
     places = np.array([header.position_lps_mm for header in headers])
     one_plane = len({(header.orientation, header.pixel_spacing_mm) for header in headers}) == 1

@@ -36,6 +36,20 @@ def stack(headers: Sequence[Header]) -> tuple[tuple[Header, ...], Geometry]:
     Returns: the headers in ascending slice order, and their geometry.
     Raises: InconsistentGeometry, MixedSeries, MissingSlice.
     """
+    try:
+        return _one_stack(headers)
+    except (InconsistentGeometry, MixedSeries, MissingSlice) as refusal:
+        stacks = choices(headers, ["StackID"])
+        if refusal.members.get("choices") or len(stacks) < 2:
+            raise
+        raise MixedSeries(
+            f"The {len(headers)} frames are of {len(stacks)} stacks, by StackID, that form no volume together. "
+            "Name one in the field acquisition.",
+            choices=stacks,
+        ) from refusal
+
+
+def _one_stack(headers: Sequence[Header]) -> tuple[tuple[Header, ...], Geometry]:
     _check_present(headers)
     _check_alike(headers)
     row, column = _directions(headers[0])
