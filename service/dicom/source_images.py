@@ -8,11 +8,12 @@ docs/decisions/0003-segmentation-object.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import highdicom as hd
 from pydicom import DataElement, Dataset, dcmread
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_has_tag, dictionary_VM
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM, validate_value
 
@@ -20,6 +21,7 @@ from service.dicom.header import Header
 
 CHECKED_VRS = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM"}
 TEXT_VRS = {"LO", "LT", "PN", "SH", "ST", "UC", "UT"}
+LINE_BREAKS = "\t\n\f\r"  # of the control characters these only, and in long texts only: PS3.5 6.1.3
 COPIED_GROUPS = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # of the modules of patient, study and clinical trial
 CODE = {"CodingSchemeDesignator", "CodeMeaning"}  # with a value: PS3.3 8.1
 REFERENCE = {"ReferencedSOPClassUID", "ReferencedSOPInstanceUID"}  # PS3.3 10.8
@@ -59,7 +61,8 @@ def _drop_invalid(dataset: Dataset) -> None:
         dataset.pop("PatientIdentityRemoved", None)  # PS3.3 C.7.1.1: YES needs one of the two
     ascii_only = not dataset.get("SpecificCharacterSet")
     copied = [element for group in COPIED_GROUPS for element in dataset.group_dataset(group)]
-    for element in [*copied, dataset["StudyID"]]:
+    for element in map(_of_its_own_vr, [*copied, dataset["StudyID"]]):
+        dataset[element.tag] = element
         if element.keyword not in ("PatientID", "PatientName", "Modality") and not _is_valid(element, ascii_only):
             if element.keyword in TYPE_2:
                 element.value = ""
@@ -67,15 +70,35 @@ def _drop_invalid(dataset: Dataset) -> None:
                 del dataset[element.tag]
 
 
+def _of_its_own_vr(element: DataElement) -> DataElement:
+    """A text under another VR than the standard's, where it is a value of that one, too."""
+    with suppress(ValueError, TypeError):
+        return element if _has_its_own_vr(element) else DataElement(element.tag, _vr(element), element.value)
+    return element
+
+
+def _has_its_own_vr(element: DataElement) -> bool:
+    return _vr(element) == element.VR or not {element.VR, _vr(element)} <= CHECKED_VRS
+
+
+def _vr(element: DataElement) -> str:
+    return dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else element.VR
+
+
 def _is_valid(element: DataElement, ascii_only: bool) -> bool:
     if element.VR == "SQ":
         return bool(element.value) and all(_is_item(element.keyword, item, ascii_only) for item in element.value)
     if element.is_empty or element.VR not in CHECKED_VRS | TEXT_VRS:
         return True
+    if not _has_its_own_vr(element):
+        return False
     values = element.value if isinstance(element.value, MultiValue) else [element.value]
     if len(values) > 1 and dictionary_has_tag(element.tag) and dictionary_VM(element.tag) == "1":
         return False
     if ascii_only and element.VR in TEXT_VRS and not all(str(value).isascii() for value in values):
+        return False
+    allowed = LINE_BREAKS if element.VR in ("LT", "ST", "UT") else ""
+    if any(character < " " and character not in allowed for value in values for character in str(value)):
         return False
     try:
         for value in values:

@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
@@ -93,6 +93,18 @@ def half_a_code(dataset: Dataset, index: int) -> None:
     dataset.ProcedureCodeSequence, dataset.ReferencedStudySequence = [code], [reference]
 
 
+def wrong_vrs(dataset: Dataset, index: int) -> None:
+    for keyword, value in (("StudyDate", b"20260102"), ("AccessionNumber", b"CANARY1 "), ("PatientWeight", b"70")):
+        put(dataset, keyword, "LO", value)
+    put(dataset, "PatientName", "LO", b"CANARY^JANE ")
+    put(dataset, "PatientSize", "LO", b"1m75")
+
+
+def control_characters(dataset: Dataset, index: int) -> None:
+    put(dataset, "StudyDescription", "LO", b"Abd\x01men ")
+    put(dataset, "AdditionalPatientHistory", "LT", b"none\r\nknown ")
+
+
 def umlauts_without_character_set(dataset: Dataset, index: int) -> None:
     del dataset.SpecificCharacterSet
     for keyword, vr in (("PatientName", "PN"), ("ReferringPhysicianName", "PN"), ("StudyDescription", "LO")):
@@ -122,7 +134,7 @@ def negative_distances(dataset: Dataset, index: int) -> None:
         lambda d, i: setattr(d, "InstanceNumber", 100 - i), lambda d, i: put(d, "InstanceNumber", "IS", b"1/24"),
         lambda d, i: put(d, "SeriesNumber", "IS", b"3.5 "), lambda d, i: put(d, "SeriesNumber", "IS", b"ABC "),
         noisy_orientation, finer_spacing, spaces_and_zeros, long_decimals, ends_padded, leading_zeros, bad_patient,
-        empty_sequences, half_a_code, umlauts_without_character_set, chinese_code_extensions, multi_byte_set_first,
+        empty_sequences, half_a_code, wrong_vrs, control_characters, umlauts_without_character_set, chinese_code_extensions, multi_byte_set_first,
         set_without_extensions_among_others, negative_distances,
     ],
     ids=lambda change: getattr(change, "__name__", ""),
@@ -207,14 +219,15 @@ def test_signed_padding_is_known_in_implicit_vr_and_a_range_of_it_is_padding(tmp
     assert read(phantom.paths).read(0, 1).voxels.flat[:4].tolist() == [-1000, -1000, -1000, -1499 - 1024]
 
 
+@pytest.mark.parametrize("transfer_syntax", [ExplicitVRLittleEndian, RLELossless])
 @pytest.mark.parametrize(("high_bit", "shift", "others"), [(11, 0, 0), (11, 0, 0xA000), (15, 4, 0), (15, 4, 0x0005)])
-def test_twelve_signed_bits_wherever_they_stand_beside_overlays(tmp_path, high_bit, shift, others):
+def test_twelve_signed_bits_wherever_they_stand_beside_overlays(tmp_path, high_bit, shift, others, transfer_syntax):
     def twelve(dataset: Dataset, index: int) -> None:
         stored = np.frombuffer(dataset.PixelData, "<i2").astype(int)
         dataset.PixelData = ((stored & 0xFFF) << shift | others).astype("<u2").tobytes()
         dataset.BitsStored, dataset.HighBit = 12, high_bit
 
-    phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=twelve)
+    phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=twelve, transfer_syntax=transfer_syntax)
     np.testing.assert_array_equal(read(phantom.paths).read(0, 10).voxels, phantom.voxels)
 
 
@@ -248,3 +261,10 @@ def test_a_slope_of_zero_is_refused(tmp_path):
     phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=lambda d, i: setattr(d, "RescaleSlope", "0"))
     with pytest.raises(DamagedPixelData, match="the slope is 0"):
         read(phantom.paths).read(0, 1)
+
+
+def test_a_value_under_a_wrong_vr_is_kept_where_it_is_one_of_the_right_vr(tmp_path):
+    phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=wrong_vrs)
+    for dataset in objects(read(phantom.paths), phantom.tumour).values():
+        assert (dataset.StudyDate, dataset.AccessionNumber, dataset.PatientWeight) == ("20260102", "CANARY1", 70)
+        assert "PatientSize" not in dataset
