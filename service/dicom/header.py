@@ -66,7 +66,7 @@ READ_TAGS = [
     "PhotometricInterpretation", "ModalityLUTSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RescaleSlope", "RescaleIntercept", "PatientID", "BodyPartExamined", *DISCRIMINATORS,
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "PatientID", "BodyPartExamined", *DISCRIMINATORS,
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _TAGS = [attribute.tag_of(name) for name in READ_TAGS]
@@ -79,6 +79,7 @@ IN_FUNCTIONAL_GROUPS = (
     ("SpacingBetweenSlices", "PixelMeasuresSequence", "SpacingBetweenSlices"),
     ("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope"),
     ("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept"),
+    ("RescaleType", "PixelValueTransformationSequence", "RescaleType"),
     ("StackID", "FrameContentSequence", "StackID"),
     ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
     ("TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
@@ -138,6 +139,7 @@ class Header:
     slope: float
     intercept: float
     rescaled: bool  # whether either is stated
+    rescale_type: str  # what the values then are, upper case; empty when absent
     patient_id: str  # to be compared, never told
     body_part: str
     complete: bool  # False when the file ends before its pixel data do
@@ -276,6 +278,7 @@ def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header
         slope=attribute.rescale(own, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(own, "RescaleIntercept", absent=0.0),
         rescaled=_is_rescaled(own),
+        rescale_type=attribute.text(own, "RescaleType").upper(),
         discriminators=tuple((dict(root.discriminators) | told).items()),
     )
 
@@ -319,6 +322,7 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
         slope=attribute.rescale(dataset, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(dataset, "RescaleIntercept", absent=0.0),
         rescaled=_is_rescaled(dataset),
+        rescale_type=attribute.text(dataset, "RescaleType").upper(),
         patient_id=attribute.text(dataset, "PatientID"),
         body_part=attribute.text(dataset, "BodyPartExamined").upper(),
         complete=_is_complete(transfer_syntax_uid, pixels, frames * rows * columns * bits_allocated // 8),

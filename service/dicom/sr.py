@@ -127,7 +127,7 @@ def _finding(outcome: Outcome, headers: list[Header], measured: Measurements, in
         finding_category=coded.category,
         finding_sites=_sites(coded),
         algorithm_id=_algorithm(outcome.bundle),
-        measurements=_measurements(measured, intensity, outcome.series.modality),
+        measurements=_measurements(measured, intensity, hounsfield=outcome.series.in_hounsfield_units),
     )
 
 
@@ -148,10 +148,10 @@ def _absent(outcome: Outcome, headers: list[Header]) -> Group:
     )
 
 
-def _measurements(measured: Measurements, intensity: Intensity, modality: str) -> list[Measurement]:
+def _measurements(measured: Measurements, intensity: Intensity, *, hounsfield: bool) -> list[Measurement]:
     name, unit = (
         (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit)
-        if modality == "CT"
+        if hounsfield
         else (CodedConcept("signal-intensity", SCHEME, "Signal intensity"), codes.UCUM.NoUnits)
     )
     return [

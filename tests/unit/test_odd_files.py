@@ -134,7 +134,9 @@ def negative_distances(dataset: Dataset, index: int) -> None:
         lambda d, i: setattr(d, "InstanceNumber", 100 - i), lambda d, i: put(d, "InstanceNumber", "IS", b"1/24"),
         lambda d, i: put(d, "SeriesNumber", "IS", b"3.5 "), lambda d, i: put(d, "SeriesNumber", "IS", b"ABC "),
         noisy_orientation, finer_spacing, spaces_and_zeros, long_decimals, ends_padded, leading_zeros, bad_patient,
-        empty_sequences, half_a_code, wrong_vrs, control_characters, umlauts_without_character_set, chinese_code_extensions, multi_byte_set_first,
+        empty_sequences, half_a_code, wrong_vrs, control_characters,
+        umlauts_without_character_set, chinese_code_extensions,
+        multi_byte_set_first,
         set_without_extensions_among_others, negative_distances,
     ],
     ids=lambda change: getattr(change, "__name__", ""),
@@ -268,3 +270,15 @@ def test_a_value_under_a_wrong_vr_is_kept_where_it_is_one_of_the_right_vr(tmp_pa
     for dataset in objects(read(phantom.paths), phantom.tumour).values():
         assert (dataset.StudyDate, dataset.AccessionNumber, dataset.PatientWeight) == ("20260102", "CANARY1", 70)
         assert "PatientSize" not in dataset
+
+
+@pytest.mark.parametrize(("stated", "unit"), [("HU", "[hnsf'U]"), ("", "[hnsf'U]"), ("Z_EFF", "1"), ("US", "1")])
+def test_a_report_gives_hounsfield_units_only_where_the_values_are_such(tmp_path, stated, unit):
+    phantom = write_ct_series(tmp_path, shape_zyx=SMALL, change=lambda d, i: setattr(d, "RescaleType", stated))
+    report = objects(read(phantom.paths), phantom.tumour)["tumour.sr.dcm"]
+    units = {
+        str(element.value[0].CodeValue)
+        for element in report.iterall()
+        if element.keyword == "MeasurementUnitsCodeSequence"
+    }
+    assert units == {"cm3", "mm", unit}
