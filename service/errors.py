@@ -211,7 +211,8 @@ class MixedSeries(SeriesRefused):
 
 
 class MissingSlice(SeriesRefused):
-    """Two neighbouring slices lie further apart than the others. Send the missing images; a gap is never filled in."""
+    """Two neighbouring slices lie further apart than the others, or a part of a concatenation is not there. Send the
+    missing images; a gap is never filled in."""
 
     slug, title = "missing-slice", "The series has a gap"
 

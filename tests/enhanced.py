@@ -90,3 +90,23 @@ def _item(**values: object) -> Dataset:
     for keyword, value in values.items():
         setattr(item, keyword, value if not isinstance(value, np.ndarray) else value.tolist())
     return item
+
+
+def write_in_parts(phantom: PhantomSeries, directory: Path, sizes: Sequence[int], **told: object) -> list[Path]:
+    """The frames of `write_enhanced` in several objects. Args: sizes: frames of each.  told: attributes of all."""
+    whole = dcmread(write_enhanced(phantom, directory / "whole"))
+    groups, pixels = whole.PerFrameFunctionalGroupsSequence, whole.PixelData
+    frame_bytes = len(pixels) // len(groups)
+    paths, start = [], 0
+    for number, size in enumerate(sizes):
+        part = dcmread(directory / "whole")
+        part.PerFrameFunctionalGroupsSequence = Items(groups[start : start + size])
+        part.NumberOfFrames, part.PixelData = size, pixels[start * frame_bytes : (start + size) * frame_bytes]
+        part.SOPInstanceUID = generate_uid(entropy_srcs=[whole.SOPInstanceUID, str(number)])
+        part.file_meta.MediaStorageSOPInstanceUID = part.SOPInstanceUID
+        for keyword, value in told.items():
+            setattr(part, keyword, value)
+        paths.append(directory / f"part-{number}")
+        part.save_as(paths[-1], enforce_file_format=True)
+        start += size
+    return paths

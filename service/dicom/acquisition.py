@@ -1,4 +1,5 @@
-"""Which acquisition of a series is meant, where several lie at the same places: echoes, times, b-values.
+"""Which acquisition of a series is meant, where several lie at the same places: echoes, times, b-values; or which of
+the stacks of an Enhanced image.
 
 A refused series lists its acquisitions as `choices`; one of them, sent back, picks its images. Only numbers tell
 acquisitions apart here, never text or times of day: they are shown to the caller.
@@ -18,7 +19,7 @@ from service.errors import MalformedRequest, MixedSeries
 
 NUMBERS = (
     "AcquisitionNumber", "EchoNumbers", "EchoTime", "InversionTime", "TemporalPositionIdentifier", "TriggerTime",
-    "DiffusionBValue",
+    "DiffusionBValue", "StackID",
 )  # fmt: skip
 COUNT = "images"  # what a choice says beside its numbers
 

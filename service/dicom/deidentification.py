@@ -47,7 +47,7 @@ PSEUDONYM_CHARACTERS = 16  # hexadecimal: 64 bits, so that two patients of a sit
 OF_IMAGES = {
     *READ_TAGS, *(name for place in IN_FUNCTIONAL_GROUPS for name in place), "Modality", "SeriesNumber",
     "InstanceNumber", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-} - {"AcquisitionTime"}  # fmt: skip
+} - {"AcquisitionTime", "PatientID"}  # fmt: skip
 OF_MASKS = {  # a SEG among the prompts, as far as it says which voxels, and which tumour
     "SegmentationType", "SegmentationFractionalType", "MaximumFractionalValue", "SegmentsOverlap",
     "LossyImageCompression", "ContentLabel", "SegmentSequence", "SegmentNumber", "SegmentAlgorithmType",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import highdicom as hd
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
 from contract.bundle import Bundle
+from service.dicom import attribute
 
 MANUFACTURER = "TAGS"
 MODEL_NAME = "TAGS inference service"
@@ -19,9 +21,9 @@ LO_LENGTH = 64  # characters of a Long String, PS3.5 6.2
 SERIES_NUMBER_BASES = {"seg": 9000, "rtstruct": 19000, "sr": 29000, "sc": 39000}
 
 
-def series_number(kind: str, source_series_number: object) -> int:
-    """Args: kind: a key of SERIES_NUMBER_BASES.  source_series_number: that of the source series, None when absent."""
-    return SERIES_NUMBER_BASES[kind] + int(str(source_series_number or 0)) % 1000
+def series_number(kind: str, source: Dataset) -> int:
+    """Args: kind: a key of SERIES_NUMBER_BASES.  source: an image of the source series, whose number may be absent."""
+    return SERIES_NUMBER_BASES[kind] + (attribute.integer(source, "SeriesNumber") or 0) % 1000
 
 
 def software_versions(bundle: Bundle) -> tuple[str]:

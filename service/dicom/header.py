@@ -62,10 +62,11 @@ DISCRIMINATORS = (
 )
 READ_TAGS = [
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
-    "FrameOfReferenceUID", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "ModalityLUTSequence",
+    "FrameOfReferenceUID", "NumberOfFrames", "ConcatenationUID", "InConcatenationTotalNumber", "SamplesPerPixel",
+    "PhotometricInterpretation", "ModalityLUTSequence",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
-    "RescaleSlope", "RescaleIntercept", "BodyPartExamined", *DISCRIMINATORS,
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "PatientID", "BodyPartExamined", *DISCRIMINATORS,
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _TAGS = [attribute.tag_of(name) for name in READ_TAGS]
@@ -78,6 +79,7 @@ IN_FUNCTIONAL_GROUPS = (
     ("SpacingBetweenSlices", "PixelMeasuresSequence", "SpacingBetweenSlices"),
     ("RescaleSlope", "PixelValueTransformationSequence", "RescaleSlope"),
     ("RescaleIntercept", "PixelValueTransformationSequence", "RescaleIntercept"),
+    ("RescaleType", "PixelValueTransformationSequence", "RescaleType"),
     ("StackID", "FrameContentSequence", "StackID"),
     ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
     ("TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
@@ -115,6 +117,7 @@ class Header:
     sop_instance_uid: str
     frame: int  # of an Enhanced object, from 1; 0 for a single-frame image
     frames: int  # of the object
+    concatenation: tuple[str, int]  # UID of the concatenation that the object is a part of, and how many parts it has
     pixel_offset: int  # of the value of its pixel data in the file; 0 where that is not a place in the file (deflated)
     series_instance_uid: str
     study_instance_uid: str
@@ -135,6 +138,9 @@ class Header:
     padding: tuple[int, ...]  # PixelPaddingValue and, if there, PixelPaddingRangeLimit
     slope: float
     intercept: float
+    rescaled: bool  # whether either is stated
+    rescale_type: str  # what the values then are, upper case; empty when absent
+    patient_id: str  # to be compared, never told
     body_part: str
     complete: bool  # False when the file ends before its pixel data do
     discriminators: tuple[tuple[str, str], ...]  # name and value; values never leave this package
@@ -271,6 +277,8 @@ def _frame(root: Header, number: int, group: Dataset, shared: Dataset) -> Header
         spacing_between_slices_mm=attribute.number(own, "SpacingBetweenSlices"),
         slope=attribute.rescale(own, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(own, "RescaleIntercept", absent=0.0),
+        rescaled=_is_rescaled(own),
+        rescale_type=attribute.text(own, "RescaleType").upper(),
         discriminators=tuple((dict(root.discriminators) | told).items()),
     )
 
@@ -288,6 +296,10 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
         sop_class_uid=str(dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID),
         frame=0,
         frames=frames,
+        concatenation=(
+            attribute.text(dataset, "ConcatenationUID"),
+            attribute.integer(dataset, "InConcatenationTotalNumber") or 0,
+        ),
         pixel_offset=0 if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else pixels.offset,
         sop_instance_uid=attribute.text(dataset, "SOPInstanceUID") or str(meta.get("MediaStorageSOPInstanceUID") or ""),
         series_instance_uid=attribute.text(dataset, "SeriesInstanceUID"),
@@ -309,10 +321,17 @@ def _header(path: Path, dataset: Dataset, pixels: _Pixels) -> Header:
         padding=tuple(value for value in padding if value is not None),
         slope=attribute.rescale(dataset, "RescaleSlope", absent=1.0),
         intercept=attribute.rescale(dataset, "RescaleIntercept", absent=0.0),
+        rescaled=_is_rescaled(dataset),
+        rescale_type=attribute.text(dataset, "RescaleType").upper(),
+        patient_id=attribute.text(dataset, "PatientID"),
         body_part=attribute.text(dataset, "BodyPartExamined").upper(),
         complete=_is_complete(transfer_syntax_uid, pixels, frames * rows * columns * bits_allocated // 8),
         discriminators=tuple((name, attribute.told(dataset, name)) for name in DISCRIMINATORS),
     )
+
+
+def _is_rescaled(dataset: Dataset) -> bool:
+    return any(attribute.value(dataset, name) not in (None, "") for name in ("RescaleSlope", "RescaleIntercept"))
 
 
 def guessed_transfer_syntax(dataset: Dataset) -> str:

@@ -20,6 +20,7 @@ from service.dicom.series import Series, SetAside
 from service.dicom.stack import stack
 from service.errors import (
     DamagedPixelData,
+    MissingSlice,
     MixedSeries,
     NotDicom,
     NoUsableSeries,
@@ -80,6 +81,7 @@ def read_series(
         e.reason == "unreadable" and e.series_instance_uid == headers[0].series_instance_uid for e in unused
     )
     _check_complete(headers, unreadable)
+    _check_concatenations(of_series)
     check_transfer_syntaxes(headers)
     distinct = _without_copies(headers)
     ordered, geometry = stack(distinct)
@@ -173,6 +175,16 @@ def _check_complete(headers: Sequence[Header], unreadable: int) -> None:
             f"{damaged} of {len(headers) + unreadable} images have no pixel data, or their files are damaged or end "
             "too early. Fetch the series again from its source."
         )
+
+
+def _check_concatenations(headers: Sequence[Header]) -> None:
+    """An object in several parts must be whole: frames missing at its end would leave no gap."""
+    parts: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for header in headers:
+        parts[header.concatenation].add(header.sop_instance_uid)
+    missing = sum(max(total - len(uids), 0) for (_, total), uids in parts.items())
+    if missing:
+        raise MissingSlice(f"{missing} of the objects of a concatenation are missing. Send all of its parts.")
 
 
 def _without_copies(headers: Sequence[Header]) -> list[Header]:

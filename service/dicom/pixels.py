@@ -20,6 +20,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    RLELossless,
 )
 
 from service.dicom.attribute import READ_ERRORS
@@ -28,6 +29,7 @@ from service.dicom.header import Header
 from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 
 NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
+CELLS_KEPT = NATIVE | {RLELossless}  # the stored bits stand where HighBit says, others may lie beside them
 LITTLE_ENDIAN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
 MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
 AIR_HU = -1000.0  # what a padded pixel of a CT becomes: outside the field of view there is no patient
@@ -78,8 +80,8 @@ def read_voxels_into(voxels: np.ndarray, header: Header) -> None:
         raise DamagedPixelData("An image decodes to another size than its header states.")
     if not 1 <= header.bits_stored <= header.high_bit + 1 <= stored.dtype.itemsize * 8:
         raise DamagedPixelData("BitsStored and HighBit of an image do not fit its pixels.")
-    if not (np.isfinite(header.slope) and np.isfinite(header.intercept)):
-        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number.")
+    if not (np.isfinite(header.slope) and header.slope and np.isfinite(header.intercept)):
+        raise DamagedPixelData("RescaleSlope or RescaleIntercept of an image is no finite number, or the slope is 0.")
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     values = _stored_values(stored, header)
     if header.slope == 1:  # nearly every CT: one pass instead of two
@@ -147,7 +149,7 @@ def _stored_values(stored: np.ndarray, header: Header) -> np.ndarray:
     """Only the stored bits, sign-extended: older scanners keep overlays in the others (PS3.5 8.1.1)."""
     bits = stored.dtype.itemsize * 8
     kind = "i" if header.signed else "u"
-    high_bit = header.high_bit if header.transfer_syntax_uid in NATIVE else header.bits_stored - 1
+    high_bit = header.high_bit if header.transfer_syntax_uid in CELLS_KEPT else header.bits_stored - 1
     if header.bits_stored == bits:
         return stored.view(f"{kind}{bits // 8}")
     left = np.left_shift(stored.view(f"{kind}{bits // 8}"), bits - 1 - high_bit)

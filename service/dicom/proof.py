@@ -37,7 +37,7 @@ def prove_seg(objects: Sequence[bytes], outcome: Outcome) -> None:
     """Every voxel of the mask, on the image that its frame refers to. Raises: ResultNotProved."""
     mask = outcome.mask.voxels
     found: dict[int, np.ndarray] = {}  # by slice, for a second grid may be larger than all else together
-    slices = _slices(outcome)
+    slices, between_mm = _slices(outcome), _between_mm(outcome.series.headers)
     for content in objects:
         dataset = _read("SEG", content, outcome)
         frames = _seg_frames(dataset)
@@ -48,6 +48,9 @@ def prove_seg(objects: Sequence[bytes], outcome: Outcome) -> None:
             source = group.DerivationImageSequence[0].SourceImageSequence[0]
             number, header = _referenced("SEG", source, slices, outcome)
             _check("SEG", _lies_on(group, shared, header), "a frame does not lie on the image that it refers to")
+            measures = (group.get("PixelMeasuresSequence") or shared.PixelMeasuresSequence)[0]
+            off_mm = abs(float(measures.SpacingBetweenSlices) - between_mm)
+            _check("SEG", off_mm <= PLACE_TOLERANCE_MM, "the distance between slices is not that of the images")
             _check("SEG", bool(frame.any()), "a frame is empty")
             found[number] = found[number] | frame if number in found else frame
     same = sorted(found) == outcome.slices.tolist() and all(np.array_equal(found[n], mask[n]) for n in found)
@@ -147,6 +150,15 @@ def _read(what: str, content: bytes, outcome: Outcome) -> Dataset:
 def _slices(outcome: Outcome) -> dict[tuple[str, int], int]:
     """Slice by SOPInstanceUID and frame (0 for an image of one frame)."""
     return {(header.sop_instance_uid, header.frame): n for n, header in enumerate(outcome.series.headers)}
+
+
+def _between_mm(headers: Sequence[Header]) -> float:
+    """From slice to slice along the normal; of a single image its thickness."""
+    first, last = headers[0], headers[-1]
+    if first is last:
+        return abs(first.spacing_between_slices_mm or first.slice_thickness_mm or 1.0)
+    normal = np.cross(*np.array(first.orientation).reshape(2, 3))
+    return float((np.array(last.position_lps_mm) - first.position_lps_mm) @ normal) / (len(headers) - 1)
 
 
 def _referenced(

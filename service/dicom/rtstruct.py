@@ -73,7 +73,7 @@ def _structure_set(outcome: Outcome) -> hd.SOPClass:
     dataset = hd.SOPClass(
         study_instance_uid=series.study_instance_uid,
         series_instance_uid=outcome.series_uid("rtstruct"),
-        series_number=series_number("rtstruct", source.get("SeriesNumber")),
+        series_number=series_number("rtstruct", source),
         sop_instance_uid=outcome.uid("rtstruct"),
         sop_class_uid=RTStructureSetStorage,
         instance_number=1,

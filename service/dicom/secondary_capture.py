@@ -58,7 +58,7 @@ def _written(outcome: Outcome, number: int, picture: KeyImage) -> bytes:
         coordinate_system="PATIENT",
         study_instance_uid=outcome.series.study_instance_uid,
         series_instance_uid=outcome.series_uid("sc"),
-        series_number=series_number("sc", source.get("SeriesNumber")),
+        series_number=series_number("sc", source),
         sop_instance_uid=outcome.uid("sc", number),
         instance_number=number + 1,
         manufacturer=MANUFACTURER,

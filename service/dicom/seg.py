@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from io import BytesIO
-from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -93,20 +92,24 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
     """One object with the frames of `slices`. Args: number: of the part, from 0."""
     series, bundle = outcome.series, outcome.bundle
     first, last = int(slices[0]), int(slices[-1]) + 1
-    measures = _pixel_measures(series)
-    sources = source_images(series.headers[first:last])
-    enhanced = series.headers[first].frame > 0
-    for source in sources if not enhanced else []:
-        source.SliceThickness = measures[0].SliceThickness
+    headers, measures = series.headers[first:last], _pixel_measures(series)
+    orientation = hd.PlaneOrientationSequence("PATIENT", headers[0].orientation)
+    sources = source_images(headers)
+    positions = [hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers]
+    for source in sources:
+        _settle_plane(source, orientation, measures)
+    if headers[0].frame:
+        _settle_frames(sources[0], positions)
     patient_name = sources[0].PatientName
     sources[0].PatientName = ""  # highdicom quotes unusual names in a warning; set below, unchanged
     segmentation = Segmentation(
-        source_images=sources,
+        source_images=sources[:1] if headers[0].frame else sources,
+        further_source_images=sources[1:] if headers[0].frame else None,
         pixel_array=outcome.mask.voxels[first:last],
         segmentation_type=SegmentationTypeValues[outcome.profile.seg_type.upper()],
         segment_descriptions=[_description(outcome)],
         series_instance_uid=outcome.series_uid("seg"),
-        series_number=series_number("seg", sources[0].get("SeriesNumber")),
+        series_number=series_number("seg", sources[0]),
         sop_instance_uid=outcome.uid("seg", number),
         instance_number=number + 1,
         manufacturer=MANUFACTURER,
@@ -118,12 +121,12 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
         content_description=RESEARCH_USE,
         contributing_equipment=[contributing_equipment(bundle)],
         pixel_measures=measures,
-        **(_planes(series.headers[first:last]) if enhanced else {}),
+        plane_orientation=orientation,
+        plane_positions=positions,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
     )
-    if enhanced:
-        _refer_to_frames(segmentation, series.headers[first:last])
+    _lay_on_images(segmentation, headers, measures)
     segmentation.PatientName = patient_name
     segmentation.SegmentsOverlap = "NO"
     if outcome.lineage:
@@ -131,22 +134,50 @@ def _segmentation(outcome: Outcome, number: int, slices: np.ndarray) -> Segmenta
     return segmentation
 
 
-def _planes(headers: tuple[Header, ...]) -> dict[str, Any]:
-    """Where the frames lie, for a source that holds them in an order of its own."""
-    return {
-        "plane_positions": [hd.PlanePositionSequence("PATIENT", header.position_lps_mm) for header in headers],
-        "plane_orientation": hd.PlaneOrientationSequence("PATIENT", headers[0].orientation),
-    }
+def _settle_plane(
+    source: Dataset, orientation: hd.PlaneOrientationSequence, measures: hd.PixelMeasuresSequence
+) -> None:  # fmt: skip
+    """highdicom wants one plane of all source images, and would copy what they say of their spacing: the series' own,
+    for headers differ by rounding, and the distance between slices that they state is often that of the gaps."""
+    if "PerFrameFunctionalGroupsSequence" in source:
+        shared = Dataset()
+        shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = orientation, measures
+        source.SharedFunctionalGroupsSequence = Sequence([shared])
+        return
+    source.ImageOrientationPatient = orientation[0].ImageOrientationPatient
+    for name in ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"):
+        setattr(source, name, measures[0][name].value)
 
 
-def _refer_to_frames(segmentation: Segmentation, headers: tuple[Header, ...]) -> None:
-    """highdicom takes the first source frame at a position; other times and echoes may lie there, too."""
+def _settle_frames(source: Dataset, positions: list[hd.PlanePositionSequence]) -> None:
+    """highdicom takes one object of many frames; those of a stack may be some of its frames, or of several objects."""
+    groups = [Dataset() for _ in positions]
+    for group, position in zip(groups, positions, strict=True):
+        group.PlanePositionSequence = position
+    source.PerFrameFunctionalGroupsSequence, source.NumberOfFrames = Sequence(groups), len(groups)
+
+
+def _lay_on_images(segmentation: Segmentation, headers: tuple[Header, ...], measures: hd.PixelMeasuresSequence) -> None:
+    """Each frame on its own image: its reference, and its plane where rounding makes that another than the first's.
+
+    highdicom refers to frames by their place among those that it was given, of one object.
+    """
     places = np.array([header.position_lps_mm for header in headers])
+    one_plane = len({(header.orientation, header.pixel_spacing_mm) for header in headers}) == 1
     for group in segmentation.PerFrameFunctionalGroupsSequence:
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
         header = headers[int(np.linalg.norm(places - position, axis=1).argmin())]
-        source = group.DerivationImageSequence[0].SourceImageSequence[0]
-        source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = header.sop_instance_uid, header.frame
+        if header.frame:
+            source = group.DerivationImageSequence[0].SourceImageSequence[0]
+            source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = header.sop_instance_uid, header.frame
+        if not one_plane:
+            group.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", header.orientation)
+            group.PixelMeasuresSequence = hd.PixelMeasuresSequence(
+                header.pixel_spacing_mm, measures[0].SliceThickness, measures[0].SpacingBetweenSlices
+            )
+    if not one_plane:
+        del segmentation.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+        del segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
 
 
 def _written(segmentation: Segmentation) -> bytes:
@@ -196,6 +227,6 @@ def _pixel_measures(series: Series) -> hd.PixelMeasuresSequence:
     between_mm = float(abs(geometry.affine[:3, 0] @ normal))
     return hd.PixelMeasuresSequence(
         pixel_spacing=first.pixel_spacing_mm,
-        slice_thickness=first.slice_thickness_mm or between_mm,
+        slice_thickness=abs(first.slice_thickness_mm or between_mm),
         spacing_between_slices=between_mm,
     )

@@ -42,6 +42,11 @@ class Series:
         return self.headers[0].modality
 
     @property
+    def in_hounsfield_units(self) -> bool:
+        """Whether the voxels are HU: of a CT that says nothing else (electron density, atomic number, ...)."""
+        return self.modality == "CT" and {header.rescale_type for header in self.headers} <= {"", "HU"}
+
+    @property
     def series_instance_uid(self) -> str:
         return self.headers[0].series_instance_uid
 

@@ -92,7 +92,7 @@ def _report(outcome: Outcome, measured: Measurements, intensity: Intensity | Non
         evidence=[source, *(_evidence(header) for header in headers[1:]), *_segs(outcome)],
         content=MeasurementReport(_observer(outcome.bundle), _procedure(series.modality), [group])[0],
         series_instance_uid=outcome.series_uid("sr"),
-        series_number=series_number("sr", source.get("SeriesNumber")),
+        series_number=series_number("sr", source),
         sop_instance_uid=outcome.uid("sr"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -127,7 +127,7 @@ def _finding(outcome: Outcome, headers: list[Header], measured: Measurements, in
         finding_category=coded.category,
         finding_sites=_sites(coded),
         algorithm_id=_algorithm(outcome.bundle),
-        measurements=_measurements(measured, intensity, outcome.series.modality),
+        measurements=_measurements(measured, intensity, hounsfield=outcome.series.in_hounsfield_units),
     )
 
 
@@ -148,10 +148,10 @@ def _absent(outcome: Outcome, headers: list[Header]) -> Group:
     )
 
 
-def _measurements(measured: Measurements, intensity: Intensity, modality: str) -> list[Measurement]:
+def _measurements(measured: Measurements, intensity: Intensity, *, hounsfield: bool) -> list[Measurement]:
     name, unit = (
         (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit)
-        if modality == "CT"
+        if hounsfield
         else (CodedConcept("signal-intensity", SCHEME, "Signal intensity"), codes.UCUM.NoUnits)
     )
     return [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from service.domain.geometry import Geometry
 from service.errors import InconsistentGeometry, MissingSlice, MixedSeries
 
 UNIT_TOLERANCE = 1e-3  # of a direction cosine's length, and of the dot product of row and column
+WRITTEN_TOLERANCE = 1e-5  # cosines less exact are not written into results as they are: dciodvfy refuses them at 1e-4
 ORIENTATION_TOLERANCE = 1e-3  # between images, per cosine: 0.06 degrees, 0.25 mm at the edge of a 500 mm image
 PIXEL_SPACING_TOLERANCE_MM = 1e-4  # between images: 0.05 mm over 512 pixels
 POSITION_TOLERANCE_MM = 0.1  # of a slice from its place in the even stack: positions rounded to 0.1 mm still pass
@@ -34,12 +36,26 @@ def stack(headers: Sequence[Header]) -> tuple[tuple[Header, ...], Geometry]:
     Returns: the headers in ascending slice order, and their geometry.
     Raises: InconsistentGeometry, MixedSeries, MissingSlice.
     """
+    try:
+        return _one_stack(headers)
+    except (InconsistentGeometry, MixedSeries, MissingSlice) as refusal:
+        stacks = choices(headers, ["StackID"])
+        if refusal.members.get("choices") or len(stacks) < 2:
+            raise
+        raise MixedSeries(
+            f"The {len(headers)} frames are of {len(stacks)} stacks, by StackID, that form no volume together. "
+            "Name one in the field acquisition.",
+            choices=stacks,
+        ) from refusal
+
+
+def _one_stack(headers: Sequence[Header]) -> tuple[tuple[Header, ...], Geometry]:
     _check_present(headers)
     _check_alike(headers)
     row, column = _directions(headers[0])
     positions = np.array([header.position_lps_mm for header in headers])
     order = np.argsort(positions @ np.cross(row, column), kind="stable")
-    ordered = tuple(headers[i] for i in order)
+    ordered = tuple(_with_unit_cosines(headers[i]) for i in order)
     step = _step(ordered, positions[order], np.cross(row, column))
     spacing_rows_mm, spacing_columns_mm = headers[0].pixel_spacing_mm
     affine = np.eye(4)
@@ -64,11 +80,22 @@ def _check_present(headers: Sequence[Header]) -> None:
 
 def _is_orientation(orientation: tuple[float, ...]) -> bool:
     """Two unit vectors at right angles."""
-    if len(orientation) != 6:
-        return False
+    return len(orientation) == 6 and _inexactness(orientation) <= UNIT_TOLERANCE
+
+
+def _inexactness(orientation: tuple[float, ...]) -> float:
+    """How far it is from two unit vectors at right angles."""
     row, column = orientation[:3], orientation[3:]
     deviations = (math.hypot(*row) - 1, math.hypot(*column) - 1, sum(a * b for a, b in zip(row, column, strict=True)))
-    return max(map(abs, deviations)) <= UNIT_TOLERANCE
+    return max(map(abs, deviations))
+
+
+def _with_unit_cosines(header: Header) -> Header:
+    """As it is, but where its cosines were rounded to a few digits: then those of the plane that they stand for."""
+    if _inexactness(header.orientation) <= WRITTEN_TOLERANCE:
+        return header
+    row, column = _directions(header)
+    return replace(header, orientation=(*row.tolist(), *column.tolist()))
 
 
 def _directions(header: Header) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +107,7 @@ def _directions(header: Header) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_alike(headers: Sequence[Header]) -> None:
-    """One size, orientation, pixel spacing, frame of reference."""
+    """One patient, study, size, orientation, pixel spacing, frame of reference, and one kind of values."""
     first = headers[0]
     orientations = np.array([header.orientation for header in headers])
     spacings_mm = np.array([header.pixel_spacing_mm for header in headers])
@@ -88,6 +115,9 @@ def _check_alike(headers: Sequence[Header]) -> None:
         ("Rows or Columns", sum((h.rows, h.columns) != (first.rows, first.columns) for h in headers)),
         ("ImageOrientationPatient", _unlike_first(orientations, ORIENTATION_TOLERANCE)),
         ("PixelSpacing", _unlike_first(spacings_mm, PIXEL_SPACING_TOLERANCE_MM)),
+        ("StudyInstanceUID", sum(h.study_instance_uid != first.study_instance_uid for h in headers)),
+        ("PatientID", sum(h.patient_id != first.patient_id for h in headers)),
+        ("having a RescaleSlope or RescaleIntercept", sum(h.rescaled != first.rescaled for h in headers)),
         ("FrameOfReferenceUID", sum(h.frame_of_reference_uid != first.frame_of_reference_uid for h in headers)),
     ):
         if differing:

@@ -18,7 +18,11 @@ from typing import IO
 
 TIMEOUT_S = 60.0  # a SEG of a thousand frames takes three
 # A result is filed under these whatever they are; an archive that took the source takes them.
-_INHERITED = re.compile(r"Error - </(PatientName|PatientID|StudyInstanceUID|FrameOfReferenceUID)\(")
+_INHERITED = re.compile(
+    r"Error - <(/(PatientName|PatientID|StudyInstanceUID|FrameOfReferenceUID)\(|"
+    r".*/(StudyInstanceUID|SeriesInstanceUID|(Referenced)?(FrameOfReference|SOPInstance)UID)\([0-9a-f,]+\)\[\d+\]> - "
+    r"Value invalid for this VR \[UI\])"
+)  # our own UIDs have no leading zeros
 _ATTRIBUTE = re.compile(r"([A-Za-z]+)\(([0-9a-f]{4},[0-9a-f]{4})\)")
 
 

@@ -42,7 +42,7 @@ FORMATS = ("seg", "rtstruct", "sr", "sc", "nifti", "json", "png", "bundle")
 TABLE = {tag for tag in dicom_anonymization_database_selector("dicomfields_2026c")["ALL_TAGS"] if len(tag) == 2}
 IN_USE = {  # geometry and pixels are read from these; none is in the table
     "SpecificCharacterSet", "ImageType", "BodyPartExamined", "ConvolutionKernel", "StackID",
-    "PhotometricInterpretation",
+    "PhotometricInterpretation", "RescaleType",
 }  # fmt: skip
 WORDS = ("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 LIMITS = SeriesLimits(max_instances=100, max_voxels=10**7)
