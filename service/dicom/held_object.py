@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from service.dicom.attribute import READ_ERRORS
 from service.dicom.facts import DEFERRED_BYTES
-from service.dicom.pixels import NATIVE
+from service.dicom.transfer_syntaxes import NATIVE
 from service.errors import DamagedPixelData, NotAcceptable, UnknownObject
 
 MAX_INLINE_BYTES = 8192  # a longer binary value is left out of metadata; PS3.18 would give it an address of its own

@@ -15,7 +15,6 @@ from pydicom import dcmread
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -26,9 +25,9 @@ from pydicom.uid import (
 from service.dicom.attribute import READ_ERRORS
 from service.dicom.decoders import DECODER_DEPENDENCIES, PLUGIN
 from service.dicom.header import Header
+from service.dicom.transfer_syntaxes import NATIVE, is_readable
 from service.errors import DamagedPixelData, UnsupportedTransferSyntax
 
-NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 CELLS_KEPT = NATIVE | {RLELossless}  # the stored bits stand where HighBit says, others may lie beside them
 LITTLE_ENDIAN = {ImplicitVRLittleEndian, ExplicitVRLittleEndian}
 MAX_RESCALE = 1e28  # below it, 32 bits of any value stay finite in float32
@@ -42,21 +41,12 @@ DECODE_ERRORS = (*READ_ERRORS, RuntimeError, ArithmeticError, struct.error, Buff
 def check_transfer_syntaxes(headers: Iterable[Header]) -> None:
     """Raises: UnsupportedTransferSyntax naming the first transfer syntax that nothing installed decodes."""
     for uid, bits_stored in sorted({(h.transfer_syntax_uid, h.bits_stored) for h in headers}):
-        if uid in NATIVE:
-            continue
         # The installed JPEG decoders read the extended process with 8 bits only; the one for 12 is GPL.
-        if not _has_decoder(UID(uid)) or (uid == JPEGExtended12Bit and bits_stored > 8):
+        if not is_readable(uid) or (uid == JPEGExtended12Bit and bits_stored > 8):
             known = UID(uid).name if UID(uid).is_transfer_syntax else "an unregistered transfer syntax"
             raise UnsupportedTransferSyntax(
                 f"No decoder for {known} with {bits_stored} bits. Convert the images to Explicit VR Little Endian."
             )
-
-
-def _has_decoder(uid: UID) -> bool:
-    try:
-        return bool(get_decoder(uid).is_available)
-    except NotImplementedError:  # pydicom: no decoder exists at all
-        return False
 
 
 def read_voxels(header: Header) -> np.ndarray:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, AllTransferSyntaxes
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from service.dicom.pixels import NATIVE
+NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 
 
 def readable_transfer_syntaxes() -> list[dict[str, str]]:

@@ -71,6 +71,14 @@ def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
     return [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
 
 
+def program(directory: Path, name: str, command: str) -> None:
+    """Put a program into a folder that will be on a PATH."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    path.chmod(0o755)
+
+
 def selected(policy: dict[str, Any], labels: dict[str, str]) -> bool:
     """Whether a NetworkPolicy is for pods with these labels."""
     selector = policy["spec"]["podSelector"]

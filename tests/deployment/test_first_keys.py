@@ -21,7 +21,7 @@ import yaml
 from demo.running import free_port
 from service.cli import app
 from tests.conftest import require
-from tests.deployment.rendered import ROOT, run, tool
+from tests.deployment.rendered import ROOT, program, run, tool
 from tests.pacs.orthanc import require_orthanc
 
 FIRST_KEYS = ROOT / "k8s" / "components" / "one-node" / "first-keys.sh"
@@ -31,11 +31,8 @@ FIRST_KEYS = ROOT / "k8s" / "components" / "one-node" / "first-keys.sh"
 def path_with_tags(tmp_path: Path) -> str:
     """A PATH on which `tags` is this tree's."""
     require(any(group.name == "key" for group in app.registered_groups), "this tree has no `tags key new`")
-    program = tmp_path / "bin" / "tags"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
-    program.chmod(0o755)
-    return f"{program.parent}:/usr/bin:/bin"
+    program(tmp_path / "bin", "tags", f"{sys.executable} -m service.cli")
+    return f"{tmp_path}/bin:/usr/bin:/bin"
 
 
 def callers(keys_file: Path, keys: dict[str, str]) -> dict[str, frozenset[str]]:

@@ -64,17 +64,20 @@ def ours(directory: str, seen_from: Path) -> str:
     return os.path.relpath(ROOT / directory, seen_from)
 
 
+def with_component(name: str, overlay: str, directory: Path) -> list[dict[str, Any]]:
+    """An overlay and one of the components that a site may add."""
+    document = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [ours(f"k8s/overlays/{overlay}", directory)],
+        "components": [ours(f"k8s/components/{name}", directory)],
+    }
+    return site(directory, document)
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_keda_takes_the_place_of_the_autoscalers(overlay, tmp_path):
-    found = site(
-        tmp_path,
-        {
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "resources": [ours(f"k8s/overlays/{overlay}", tmp_path)],
-            "components": [ours("k8s/components/keda", tmp_path)],
-        },
-    )
+    found = with_component("keda", overlay, tmp_path)
     kinds = [item["kind"] for item in found]
     assert kinds.count("ScaledObject") == 3
     assert "HorizontalPodAutoscaler" not in kinds
@@ -82,15 +85,7 @@ def test_keda_takes_the_place_of_the_autoscalers(overlay, tmp_path):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_traces_have_a_way_out_to_the_collector_alone(overlay, tmp_path):
-    found = site(
-        tmp_path,
-        {
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "resources": [ours(f"k8s/overlays/{overlay}", tmp_path)],
-            "components": [ours("k8s/components/traces", tmp_path)],
-        },
-    )
+    found = with_component("traces", overlay, tmp_path)
     (policy,) = [item for item in found if item["metadata"]["name"] == "gateway-to-collector"]
     assert policy["metadata"]["namespace"] == "tags"
     (way,) = policy["spec"]["egress"]

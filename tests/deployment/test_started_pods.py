@@ -20,7 +20,7 @@ from demo.running import free_port
 from service.triton_install import TritonUnavailable, install
 from service.triton_server import Ports
 from tests.conftest import require
-from tests.deployment.rendered import ROOT, environment, of_kind, run
+from tests.deployment.rendered import ROOT, environment, of_kind, program, run
 
 pytestmark = pytest.mark.slow
 START_S = 120
@@ -34,7 +34,7 @@ class Pod:
         self.name, self.directory = name, directory
         self.spec = of_kind("cpu", "Deployment")[name]["spec"]["template"]["spec"]
         self.log = directory / "log"
-        for folder in ("data", "tmp", "bin"):
+        for folder in ("data", "tmp"):
             (directory / folder).mkdir(parents=True)
         for path, text in files_of_maps(self.spec):
             placed = Path(self.here(path))
@@ -45,12 +45,6 @@ class Pod:
         """The pod's folders are below this one's."""
         return re.sub(r"(?<![\w/.])/(data|tmp|etc/tags)\b", lambda found: f"{self.directory}/{found[1]}", text)
 
-    def program(self, name: str, command: str) -> None:
-        """Put a program on the pod's PATH."""
-        path = self.directory / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        path.chmod(0o755)
-
     def command(self, *more: object) -> list[str]:
         """Of the pod's container; the gateway's image has an entry point, which is `tags`."""
         container = self.spec["containers"][0]
@@ -60,17 +54,17 @@ class Pod:
     @contextmanager
     def running(self, command: list[str], variables: dict[str, str], live: str) -> Iterator[None]:
         """From the start until `live` answers, to the end of the process."""
-        program = shutil.which(command[0], path=variables["PATH"]) or command[0]
+        found = shutil.which(command[0], path=variables["PATH"]) or command[0]
         with self.log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603
-                [program, *command[1:]], cwd=self.directory, env=variables, stdout=out, stderr=out
+                [found, *command[1:]], cwd=self.directory, env=variables, stdout=out, stderr=out
             )
         try:
             wait_until_live(live, process, self.log)
             yield
         finally:
             process.terminate()
-            process.wait(START_S)
+            process.wait(START_S)  # not killed sooner: Triton takes its models down first
 
 
 def files_of_maps(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -100,7 +94,7 @@ def wait_until_live(address: str, process: subprocess.Popen[bytes], log: Path) -
 def gateway(name: str, directory: Path, triton_port: int) -> Iterator[tuple[Pod, str]]:
     """The gateway's or the worker's pod, and its address."""
     pod, port = Pod(name, directory), free_port()
-    pod.program("tags", f"{sys.executable} -m service.cli")
+    program(directory / "bin", "tags", f"{sys.executable} -m service.cli")
     path = {"PATH": f"{directory}/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     (starting,) = pod.spec["initContainers"]
     done = run(*map(pod.here, starting["command"]), **path)
@@ -138,7 +132,7 @@ def test_triton_serves_as_its_manifest_says_and_a_gateway_is_ready_with_it(tmp_p
     except TritonUnavailable as error:
         require(False, str(error))
     triton, ports = Pod("triton", tmp_path / "triton"), Ports.free()
-    triton.program("tritonserver", str(installed.server))
+    program(triton.directory / "bin", "tritonserver", str(installed.server))
     variables = installed.variables()
     variables["PATH"] = f"{triton.directory}/bin:{variables['PATH']}"
     command = triton.command(
