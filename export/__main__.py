@@ -1,6 +1,7 @@
 """`python -m export --config small --checkpoint FILE --out model_repository/`: a checkpoint to a served bundle.
 
-That is short for `python -m export bundle ...`; `tensorrt` makes plans of a bundle, `describe` says what it costs.
+That is short for `python -m export bundle ...`; `tensorrt` makes plans of a bundle, `describe` says what it
+costs, `checkpoint` gives back what it was exported from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from contract.sizes import CONFIGURATIONS
-from export import describe, tensorrt_command
+from export import describe, recovery, tensorrt_command
 from export.checkpoint import Checkpoint, CheckpointInvalid, load_checkpoint, read_meta_file, untrained
 from export.interface import InterfaceBroken
 from export.networks.build import build_tags
@@ -111,6 +112,7 @@ def command_line() -> typer.Typer:
     app.command("bundle")(main)
     app.command("tensorrt")(tensorrt_command.main)
     app.command("describe")(describe.main)
+    app.command("checkpoint")(recovery.main)
     return app
 
 
