@@ -67,6 +67,25 @@ class _Region:
 
 
 @dataclass(frozen=True, eq=False)
+class _Look:
+    """What the networks say at one spacing."""
+
+    lattice: Lattice
+    tiles: list[Tile]
+    complete: bool  # MAX_ROIS regions were enough for all places
+    seen: Seen | None  # None when no other look can follow
+
+    @property
+    def worth(self) -> tuple[bool, bool, float]:
+        """What ends within its regions is worth more than what leaves them, and that more than nothing. Then the answer
+        counts that the networks expect more of, or the wider view of what has no end."""
+        found = self.seen is not None and bool(self.seen.places_mm)
+        if self.seen is None or self.seen.leaves or not found:
+            return False, found, self.lattice.spacing_mm
+        return True, found, self.seen.expected_dice
+
+
+@dataclass(frozen=True, eq=False)
 class _Request:
     """What every step of one request needs."""
 
@@ -89,7 +108,8 @@ class _Request:
         return replace(self, prompts=replace(self.prompts, mask=proposal))
 
     async def look(self) -> tuple[Lattice, list[Tile], bool]:
-        """Look at the places that the prompts name, closer or wider until the tumour fills its region as it should.
+        """Look at the places that the prompts name: where only clicks do, from several distances, of which the one
+        counts that the networks expect most of; then closer or wider until the tumour fills its region as it should.
 
         A box says how far the tumour goes, so beside one the first look is the last.
         Returns: the lattice and tiles of the last look, and whether the tumour ended within them.
@@ -97,23 +117,29 @@ class _Request:
         geometry, bundle, prompts = self.source.geometry, self.engine.bundle, self.prompts
         zoom = zoom_on(geometry, bundle.grid, bundle.sizes.roi)
         clicks, told = await run_sync(_places_mm, prompts, geometry, self.lattice(1.0))
-        places = [*(np.stack([click, click]) for click in clicks), *told]
-        spacing_mm = zoom.first(told, clicks)
-        for _ in range(MAX_LOOKS):
-            lattice = self.lattice(spacing_mm)
-            corners = first_corners([place / spacing_mm for place in places], lattice.size)
-            tiles, regions = await self._wave(lattice, corners[:MAX_ROIS], ())
-            if len(corners) > MAX_ROIS or len(prompts.boxes_lps_mm):
-                return lattice, tiles, len(corners) <= MAX_ROIS
-            seen = await self._seen(lattice, tiles, regions)
-            if seen.leaves:
-                zoom = replace(zoom, too_close_mm=max(zoom.too_close_mm, spacing_mm))
-            following_mm = zoom.following(spacing_mm, seen)
+        points = [np.stack([click, click]) for click in clicks]
+        looks = [await self._at(spacing_mm, [*points, *told]) for spacing_mm in zoom.first(told, clicks)]
+        while (look := max(looks, key=lambda one: one.worth)).seen and len(looks) < MAX_LOOKS:
+            left_mm = [one.lattice.spacing_mm for one in looks if one.seen and one.seen.leaves]
+            following_mm = replace(zoom, too_close_mm=max(left_mm, default=0.0)).following(
+                look.lattice.spacing_mm, look.seen, [one.lattice.spacing_mm for one in looks]
+            )
             if following_mm is None:
                 break
-            spacing_mm = following_mm
-            places = [*(np.stack([click, click]) for click in clicks), *(seen.places_mm or told)]
-        return lattice, *await self._grow(lattice, tiles, seen)
+            looks.append(await self._at(following_mm, [*points, *(look.seen.places_mm or told)]))
+        look = max(looks, key=lambda one: one.worth)
+        if look.seen is None:
+            return look.lattice, look.tiles, look.complete
+        return look.lattice, *await self._grow(look.lattice, look.tiles, look.seen)
+
+    async def _at(self, spacing_mm: float, places_mm: Sequence[np.ndarray]) -> _Look:
+        """One look. Args: places_mm: (2, 3) each, what it should show."""
+        lattice = self.lattice(spacing_mm)
+        corners = first_corners([place / spacing_mm for place in places_mm], lattice.size)
+        complete = len(corners) <= MAX_ROIS
+        tiles, regions = await self._wave(lattice, corners[:MAX_ROIS], ())
+        last = len(self.prompts.boxes_lps_mm) > 0 or not complete
+        return _Look(lattice, tiles, complete, None if last else await self._seen(lattice, tiles, regions))
 
     async def _grow(self, lattice: Lattice, tiles: Sequence[Tile], seen: Seen) -> tuple[list[Tile], bool]:
         """Wave by wave the neighbours into which the tumour goes on, up to MAX_ROIS.

@@ -12,7 +12,7 @@ from training.tissues import TARGETS
 
 # Phantoms have no millimetres but in anatomy: any tumour can be looked at so that it fills the region as in training.
 GRID = GridRule(
-    first_mm=2.5, finest_mm=0.35, coarsest_mm=6.0, search_finest_mm=1.0, search_coarsest_mm=6.5, fill=0.6
+    first_mm=2.5, finest_mm=0.35, coarsest_mm=6.0, search_finest_mm=1.0, search_coarsest_mm=6.5, fill=0.7
 )  # fmt: skip
 INTENSITY = {
     # Soft tissue with room for lung (dark) and bone (bright) at the ends; 80 HU keeps a 15 HU lesion visible.

@@ -20,6 +20,7 @@ from service.domain.roi import Corner, Lattice, bounding_box, box_corners, cover
 SEARCH_ROIS = 12  # regions a search may cost, as far as the grid rule can help it
 ORGAN_FILL = 0.8  # of a region's side that an organ's longest side takes when its mask says where it is
 MAX_PROPOSALS = 4
+SURE = 2.2  # logit, nine tenths: somewhere in what is proposed the networks must be as sure as that
 ORGAN_MARGIN_MM = 10.0  # a tumour may bulge out of the organ mask
 
 
@@ -53,7 +54,8 @@ def search(
 
 def propose(tiles: list[Tile], lattice: Lattice, source: Geometry, organ_mask: np.ndarray | None) -> np.ndarray:
     """(D, H, W) bool on the source grid: the most probable parts of what was found, at most MAX_PROPOSALS of them, and
-    only such as overlap the organ mask. A part counts by its summed probability: large and certain first."""
+    only such as overlap the organ mask. A part counts by its summed probability, large and certain first, if the
+    networks are `SURE` anywhere in it: a search goes over much that nobody pointed at, and silence beats a guess."""
     proposal = np.zeros(source.shape_zyx, bool)
     corners = np.array([tile.corner for tile in tiles])
     start = corners.min(axis=0)
@@ -62,10 +64,12 @@ def propose(tiles: list[Tile], lattice: Lattice, source: Geometry, organ_mask: n
     parts, count = ndimage.label(logits > 0, np.ones((3, 3, 3)))
     if not count:
         return proposal
-    mass = ndimage.sum_labels(1 / (1 + np.exp(-logits)), parts, range(1, count + 1))
+    labels = np.arange(1, count + 1)
+    labels = labels[ndimage.maximum(logits, parts, labels) >= SURE]
+    mass = ndimage.sum_labels(1 / (1 + np.exp(-logits)), parts, labels)
     bounds = ndimage.find_objects(parts)
     accepted = 0
-    for label in (np.argsort(-mass, kind="stable") + 1).tolist():
+    for label in labels[np.argsort(-mass, kind="stable")].tolist():
         part = bounds[label - 1]
         low = np.array([side.start for side in part]) + start
         window = lattice.window(tuple(low.tolist()), tuple(side.stop - side.start for side in part))

@@ -20,10 +20,11 @@ from service.domain.prompts import Prompts
 from service.domain.restore import Tile
 from service.domain.roi import Corner, Lattice
 
-MAX_LOOKS = 4  # regions cost a quarter of a second each on two cores
-WIDER = 1.6  # times the spacing, where the tumour leaves its region
+MAX_LOOKS = 5  # regions cost a quarter of a second each on two cores
+STEP = 1.4  # times the spacing or less, for a wider or a closer look
 CLOSER = 0.5  # times the spacing, where nothing was found
 ALIKE = 1.3  # spacings that differ by less need no other look
+AS_GOOD_AS_ONE = 1.12  # spacings that differ by less give the same answer
 LEAST_FILL = 0.3  # share of a region's side: what fills less is looked at more closely
 FINER_THAN_SOURCE = 0.5  # of the source's finest spacing: closer there is nothing to see
 
@@ -34,6 +35,7 @@ class Seen:
 
     places_mm: list[np.ndarray]  # of each connected part that the prompts mean
     beyond: list[Corner] = field(default_factory=list)  # regions into which those parts go on
+    expected_dice: float = 0.0  # of those parts, if the network's probabilities were true
 
     @property
     def longest_mm(self) -> float:
@@ -54,20 +56,24 @@ class Zoom:
     coarsest_mm: float
     too_close_mm: float = 0.0
 
-    def first(self, told_mm: Sequence[np.ndarray], clicks_mm: np.ndarray) -> float:
-        """The first look's spacing.
+    def first(self, told_mm: Sequence[np.ndarray], clicks_mm: np.ndarray) -> list[float]:
+        """The spacings to begin with: one where something says how large the tumour is, else one that would suit most
+        tumours, then a step wider and a step closer, as far as all clicks stay in view.
 
         Args: told_mm: places that say how large the tumour is: boxes, parts of a mask. clicks_mm: (N, 3).
         """
         if told_mm:
-            return self._within(self.rule.spacing_mm(Seen(list(told_mm)).longest_mm, self.size))
+            return [self._within(self.rule.spacing_mm(Seen(list(told_mm)).longest_mm, self.size))]
         spread = float(np.max(np.ptp(clicks_mm, axis=0))) if len(clicks_mm) > 1 else 0.0
-        return self._within(max(self.rule.first_mm, self.rule.spacing_mm(spread, self.size)))
+        least = self.rule.spacing_mm(spread, self.size)
+        suits = self._within(max(self.rule.first_mm, least))
+        others = (self._within(wanted) for wanted in (suits * STEP, max(suits / STEP, least)))
+        return [suits, *(other for other in others if _ratio(other, suits) >= AS_GOOD_AS_ONE)]
 
-    def following(self, spacing_mm: float, seen: Seen) -> float | None:
-        """The spacing that would suit what was seen better, or None."""
+    def following(self, spacing_mm: float, seen: Seen, tried_mm: Sequence[float]) -> float | None:
+        """The spacing that would suit what was seen better, or None. Args: tried_mm: of all looks so far."""
         if seen.leaves:
-            wanted = WIDER * spacing_mm
+            wanted = STEP * spacing_mm
         elif seen.longest_mm >= LEAST_FILL * self.size * spacing_mm:
             return None
         elif not seen.places_mm:
@@ -75,11 +81,15 @@ class Zoom:
         else:
             wanted = max(self.rule.spacing_mm(seen.longest_mm, self.size), ALIKE * self.too_close_mm)
         wanted = self._within(wanted)
-        alike = max(wanted / spacing_mm, spacing_mm / wanted) < ALIKE
-        return None if alike and not (seen.leaves and wanted > spacing_mm) else wanted
+        alike = any(_ratio(wanted, tried) < ALIKE for tried in tried_mm)
+        return None if alike and not (seen.leaves and wanted > max(tried_mm)) else wanted
 
     def _within(self, spacing_mm: float) -> float:
         return min(max(spacing_mm, self.finest_mm), self.coarsest_mm)
+
+
+def _ratio(one: float, other: float) -> float:
+    return max(one / other, other / one)
 
 
 def zoom_on(source: Geometry, rule: GridRule, size: int) -> Zoom:
@@ -106,6 +116,7 @@ def seen_in(
     """
     places: list[np.ndarray] = []
     beyond: list[Corner] = []
+    inside, voxels, everywhere = 0.0, 0, 0.0  # probability within the parts, their voxels, probability in all
     for tile, before in zip(tiles, previous, strict=True):
         found = attached(tile.logits > 0, lattice.roi(tile.corner), prompts, before)
         labels, _ = ndimage.label(found, np.ones((3, 3, 3)))
@@ -113,4 +124,8 @@ def seen_in(
             low, high = (np.array([getattr(side, end) for side in part]) for end in ("start", "stop"))
             places.append((np.stack([low - 0.5, high - 0.5]) + tile.corner) * lattice.spacing_mm)
         beyond += neighbours(tile, found, (*others, *tiles), lattice, source)
-    return Seen(places, beyond)
+        probability = 1 / (1 + np.exp(-tile.logits))
+        inside += float(np.sum(probability[found], dtype=float))
+        voxels += int(np.count_nonzero(found))
+        everywhere += float(np.sum(probability, dtype=float))
+    return Seen(places, beyond, 2 * inside / (voxels + everywhere) if voxels else 0.0)

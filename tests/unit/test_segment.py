@@ -13,6 +13,7 @@ from service.domain.extension import MAX_ROIS
 from service.domain.mask import Mask
 from service.domain.prompts import Prompts
 from service.domain.roi import box_corners
+from service.domain.zoom import MAX_LOOKS, STEP
 from service.errors import (
     MaskMismatch,
     ModelBusy,
@@ -217,10 +218,10 @@ async def test_a_small_tumour_is_looked_at_more_closely_until_it_fills_its_regio
     engine = FakeEngine(ADAPTIVE)
     mask = await run(source, click(CLICK), engine)
     assert dice(mask.voxels, truth(source, world)) > 0.93
-    assert engine.calls.count("encode") == 2
+    assert engine.calls.count("encode") <= MAX_LOOKS
     shares = [np.ptp(np.nonzero(image > 0.6), axis=1).max() / 64 for image in engine.images]
     assert shares[0] < 0.2
-    assert shares[1] == pytest.approx(14 / 32, abs=0.06)  # 14 mm at half of the source's spacing, which is the closest
+    assert shares[-1] == pytest.approx(14 / 32, abs=0.06)  # 14 mm at half of the source's spacing, which is the closest
 
 
 async def test_a_large_tumour_is_looked_at_from_further_away_and_slices_are_decoded_once():
@@ -230,8 +231,41 @@ async def test_a_large_tumour_is_looked_at_from_further_away_and_slices_are_deco
     mask = await run(source, click((30, 20, -20)), engine)
     assert dice(mask.voxels, truth(source, world)) > 0.95
     assert mask.complete
-    assert engine.calls.count("encode") <= 4
+    assert engine.calls.count("encode") <= MAX_LOOKS
     assert len(source.read_slices) == len(set(source.read_slices))
+
+
+class BallEngine(FakeEngine):
+    """Finds a ball of `RADIUS` voxels in the middle at every spacing, as unsure networks do; sure of it but once."""
+
+    RADIUS = 12
+
+    def __init__(self, *, sure_at: int, logit: float = 4.0) -> None:
+        super().__init__(ADAPTIVE)
+        self.sure_at, self.logit = sure_at, logit
+
+    async def decode(self, embeddings, placed):
+        inside = sum((axis - 31.5) ** 2 for axis in np.ogrid[:64, :64, :64]) < self.RADIUS**2
+        sure = self.calls.count("decode") == self.sure_at
+        await super().decode(embeddings, placed)
+        return np.where(inside, self.logit if sure else 0.5, -4.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("sure_at", "factor"), [(0, 1.0), (1, STEP), (2, 1 / STEP)])
+async def test_the_most_certain_of_the_first_looks_at_a_click_counts(sure_at, factor):
+    source = axial(lambda points: np.full(len(points), 40.0), shape=(80, 90, 90), spacing=(2.0, 2.0, 2.0))
+    engine = BallEngine(sure_at=sure_at)
+    mask = await run(source, click((0, 0, 0)), engine)
+    assert engine.calls.count("decode") == 3
+    radius_mm = 2.0 * (mask.voxels.sum() * 3 / (4 * np.pi)) ** (1 / 3)
+    assert radius_mm == pytest.approx(BallEngine.RADIUS * ADAPTIVE.grid.first_mm * factor, rel=0.08)
+
+
+@pytest.mark.parametrize(("logit", "found"), [(4.0, True), (2.0, False)])
+async def test_a_search_for_a_text_proposes_only_what_the_networks_are_sure_of(logit, found):
+    source = axial(lambda points: np.full(len(points), 40.0), shape=(80, 90, 90), spacing=(2.0, 2.0, 2.0))
+    mask = await run(source, Prompts(text="tumour"), BallEngine(sure_at=0, logit=logit))
+    assert mask.voxels.any() == found
 
 
 async def test_the_box_sets_the_spacing():
