@@ -127,7 +127,6 @@ class _Request:
             if following_mm is None:
                 break
             looks.append(await self._at(following_mm, [*points, *(look.seen.places_mm or told)]))
-        look = max(looks, key=lambda one: one.worth)
         if look.seen is None:
             return look.lattice, look.tiles, look.complete
         return look.lattice, *await self._grow(look.lattice, look.tiles, look.seen)

@@ -51,6 +51,7 @@ TINY_BUNDLE = TinyBundle(
     trained=True,
 )
 OFF = -6.0  # logit of what is not tumour
+SLOPE = 32.0  # of logits over normalised intensity: 2.5 HU of the window are one
 REACH_VOX = 2  # a click this far beside a bright region still means it
 
 
@@ -140,7 +141,7 @@ class FakeEngine:
             meant -= _near(regions, click, click)
         kept = np.isin(regions, sorted(meant - {0}))
         near = ndimage.binary_dilation(kept)  # one voxel more, so that interpolation finds the border between voxels
-        return np.where(near, np.clip(8 * (image - self.threshold), OFF, -OFF), OFF).astype(np.float32)
+        return np.where(near, np.clip(SLOPE * (image - self.threshold), OFF, -OFF), OFF).astype(np.float32)
 
 
 def _near(regions: np.ndarray, low: np.ndarray, high: np.ndarray, *, reach: int = 0) -> set[int]:
