@@ -109,17 +109,18 @@ class FusionDecoder(nn.Module):
         use_text: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Shapes as `contract.network_specs`. Returns: mask_logits, semantic_map."""
-        semantic = self.semantic_map(align_feat.float(), text_features)
+        precision = point_coords.dtype  # features may come in half of it
+        semantic = self.semantic_map(align_feat.to(precision), text_features)
         told = semantic * use_text[:, :, None, None, None]
         cells = mask_prompt.shape[-1]  # per side of the half grid
         image = image_detail[:, :SUB_VOXELS]
         maps = prompt_maps(point_coords, point_labels, mask_prompt)
         maps = torch.cat([maps, intensity_maps(maps, image.mean(1, keepdim=True))], dim=1)
         deepest = self.prompt_encoder(
-            feat_3.float(), point_coords, point_labels, maps, told, text_features[:, 1], use_text
+            feat_3.to(precision), point_coords, point_labels, maps, told, text_features[:, 1], use_text
         )
         told = functional.interpolate(told, size=(cells, cells, cells), mode="trilinear", align_corners=False)
-        heads = torch.cat([feat_0.float(), feat_1.float(), feat_2.float(), self.mlahead(deepest)], dim=1)
+        heads = torch.cat([*(level.to(precision) for level in (feat_0, feat_1, feat_2)), self.mlahead(deepest)], dim=1)
         trunk = functional.relu(instance_norm(self.aggregate(heads, torch.cat([image, told], dim=1))))
         text = text_features[:, 1] * use_text
         x = self.pyramid(torch.cat([trunk, image_detail, maps, told], dim=1), text)

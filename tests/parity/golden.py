@@ -1,4 +1,5 @@
-"""Golden answers of a tiny configuration: weights and inputs from sines, so that no library's random numbers count.
+"""Golden answers of a tiny configuration: weights and inputs from sines, so that no library's random numbers count, in
+double precision, so that no processor's order of sums does (in single precision they differ by up to 1e-4).
 
 After an intended change of the networks:  python -m tests.parity.golden  (export environment), and say why in the
 commit. A change that nobody intended shows as a failing test.
@@ -22,7 +23,7 @@ from export.networks.build import build_tags
 FILE = Path(__file__).with_name("golden.json")
 TINY = replace(
     SMALL, name="tiny", roi=32, tokens=8, width=32, depth=4, heads=2, window=4, adapter=16, neck=16, aggregation=4,
-    prompt_heads=2, prompt_mlp=32, text_width=32, text_depth=2, text_heads=2,
+    prompt_heads=2, prompt_mlp=32, text_width=32, text_depth=2, text_heads=2, feature_dtype="float64",
 )  # fmt: skip
 PROBES = 6  # values stored per output, evenly spread
 
@@ -62,12 +63,12 @@ def golden_input(tensor: TensorSpec, phase: float) -> torch.Tensor:
             values = LABEL_PAD + np.arange(values.size).reshape(shape) % (LABEL_BOX_MAX - LABEL_PAD + 1)
         case "use_text":
             values = np.ones(shape)
-    return torch.from_numpy(values.astype(tensor.dtype))
+    return torch.from_numpy(values.astype(tensor.dtype.replace("float32", "float64")))
 
 
 def answers() -> dict[str, torch.Tensor]:
     """Outputs of the three networks, chained: the decoder reads what the other two gave."""
-    model = build_tags(TINY)
+    model = build_tags(TINY).double()
     fill(model)
     model.eval()
     known: dict[str, torch.Tensor] = {}
