@@ -6,7 +6,6 @@ costs, `checkpoint` gives back what it was exported from.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +48,6 @@ def main(
 
     What is refused is said in one line, and nothing is written then.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     try:
         if tags is not None:

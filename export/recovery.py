@@ -6,7 +6,6 @@ every weight replaced by a number of its own: where that number lies in the new 
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -40,7 +39,6 @@ def main(
     out: Annotated[Path, typer.Option(help="Checkpoint to write: trains on, averages and exports like any other.")],
 ) -> None:
     """Write the checkpoint that a bundle was exported from."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
     try:
         checkpoint = recovered(load_bundle(bundle))
     except (BundleInvalid, WeightsNotFound) as error:

@@ -7,6 +7,7 @@ therefore never skipped, and runs on weights without zeros.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def write_onnx(network: nn.Module, spec: NetworkSpec, path: Path) -> None:
     """Export `network` to `path` and check it against the contract. Raises: InterfaceBroken, onnx checker errors."""
     examples = tuple(torch.from_numpy(a) for a in example_inputs(spec, batch=TRACED_BATCH, seed=0).values())
     batch = torch.export.Dim(BATCH)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports absent libraries that we do not use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations and renamed axes; parity is the judge
         program = torch.onnx.export(

@@ -120,10 +120,9 @@ class _Request:
         points = [np.stack([click, click]) for click in clicks]
         looks = [await self._at(spacing_mm, [*points, *told]) for spacing_mm in zoom.first(told, clicks)]
         while (look := max(looks, key=lambda one: one.worth)).seen and len(looks) < MAX_LOOKS:
+            tried_mm = [one.lattice.spacing_mm for one in looks]
             left_mm = [one.lattice.spacing_mm for one in looks if one.seen and one.seen.leaves]
-            following_mm = replace(zoom, too_close_mm=max(left_mm, default=0.0)).following(
-                look.lattice.spacing_mm, look.seen, [one.lattice.spacing_mm for one in looks]
-            )
+            following_mm = zoom.following(look.lattice.spacing_mm, look.seen, tried_mm, left_mm)
             if following_mm is None:
                 break
             looks.append(await self._at(following_mm, [*points, *(look.seen.places_mm or told)]))

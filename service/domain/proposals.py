@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import expit
 
 from contract.grid import GridRule
 from service.domain.geometry import Geometry
@@ -66,7 +67,7 @@ def propose(tiles: list[Tile], lattice: Lattice, source: Geometry, organ_mask: n
         return proposal
     labels = np.arange(1, count + 1)
     labels = labels[ndimage.maximum(logits, parts, labels) >= SURE]
-    mass = ndimage.sum_labels(1 / (1 + np.exp(-logits)), parts, labels)
+    mass = ndimage.sum_labels(expit(logits), parts, labels)
     bounds = ndimage.find_objects(parts)
     accepted = 0
     for label in labels[np.argsort(-mass, kind="stable")].tolist():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from service.domain.components import CLICK_REACH_MM, attached
 from service.domain.geometry import Geometry
@@ -60,7 +61,7 @@ def restore(
         grid = source.crop(tuple(s.start for s in box), tuple(s.stop for s in box))
         found = attached(logits > 0, grid, prompts, None if prompts.mask is None else prompts.mask[box])
         voxels[box] |= found
-        probability += float(np.sum(1 / (1 + np.exp(-logits[found])), dtype=float))
+        probability += float(np.sum(expit(logits[found]), dtype=float))
         count += int(np.count_nonzero(found))
     return Mask(voxels, source, probability / count if count else 0.0, complete)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import expit
 
 from contract.grid import GridRule
 from service.domain.components import attached
@@ -48,13 +49,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Zoom:
-    """The spacings that one request may use, and the widest at which the tumour left its region."""
+    """The spacings that one request may use."""
 
     rule: GridRule
     size: int
     finest_mm: float
     coarsest_mm: float
-    too_close_mm: float = 0.0
 
     def first(self, told_mm: Sequence[np.ndarray], clicks_mm: np.ndarray) -> list[float]:
         """The spacings to begin with: one where something says how large the tumour is, else one that would suit most
@@ -70,8 +70,13 @@ class Zoom:
         others = (self._within(wanted) for wanted in (suits * STEP, max(suits / STEP, least)))
         return [suits, *(other for other in others if _ratio(other, suits) >= AS_GOOD_AS_ONE)]
 
-    def following(self, spacing_mm: float, seen: Seen, tried_mm: Sequence[float]) -> float | None:
-        """The spacing that would suit what was seen better, or None. Args: tried_mm: of all looks so far."""
+    def following(
+        self, spacing_mm: float, seen: Seen, tried_mm: Sequence[float], left_mm: Sequence[float] = ()
+    ) -> float | None:
+        """The spacing that would suit what was seen better, or None.
+
+        Args: tried_mm: of all looks so far. left_mm: of those in which the tumour left its region.
+        """
         if seen.leaves:
             wanted = STEP * spacing_mm
         elif seen.longest_mm >= LEAST_FILL * self.size * spacing_mm:
@@ -79,7 +84,7 @@ class Zoom:
         elif not seen.places_mm:
             wanted = CLOSER * spacing_mm
         else:
-            wanted = max(self.rule.spacing_mm(seen.longest_mm, self.size), ALIKE * self.too_close_mm)
+            wanted = max(self.rule.spacing_mm(seen.longest_mm, self.size), ALIKE * max(left_mm, default=0.0))
         wanted = self._within(wanted)
         alike = any(_ratio(wanted, tried) < ALIKE for tried in tried_mm)
         return None if alike and not (seen.leaves and wanted > max(tried_mm)) else wanted
@@ -124,7 +129,7 @@ def seen_in(
             low, high = (np.array([getattr(side, end) for side in part]) for end in ("start", "stop"))
             places.append((np.stack([low - 0.5, high - 0.5]) + tile.corner) * lattice.spacing_mm)
         beyond += neighbours(tile, found, (*others, *tiles), lattice, source)
-        probability = 1 / (1 + np.exp(-tile.logits))
+        probability = expit(tile.logits)
         inside += float(np.sum(probability[found], dtype=float))
         voxels += int(np.count_nonzero(found))
         everywhere += float(np.sum(probability, dtype=float))
