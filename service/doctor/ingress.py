@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
@@ -74,12 +76,9 @@ async def check_certificate(settings: Settings) -> list[Check]:
             return [Check("certificate", "skipped", "plain HTTP on this machine only")]
         fix = "Put TLS before the service, and say https in TAGS_PUBLIC_URL: images of patients travel in the clear."
         return [Check("certificate", "red", "plain HTTP across the network", fix)]
-    _, writer = await _connected(parts, settings)
-    try:
+    async with _connected(parts, settings) as (_, writer):
         certificate = writer.get_extra_info("peercert")
         version = writer.get_extra_info("ssl_object").version()
-    finally:
-        writer.close()
     days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / DAY_S
     found = f"{version}, valid for {days:.0f} days more"
     if days < SOON_DAYS:
@@ -135,28 +134,36 @@ async def _status_for_length(settings: Settings, path: str, length: int) -> tupl
         f"Content-Type: {kind}", "Expect: 100-continue", "Connection: close",
         *([f"Authorization: Bearer {key}"] if key else []),
     ]  # fmt: skip
-    reader, writer = await _connected(parts, settings)
-    try:
+    async with _connected(parts, settings) as (reader, writer):
         writer.write("\r\n".join((*head, "", "")).encode())
         await writer.drain()
-        async with asyncio.timeout(WAIT_S):
-            answer = await reader.readuntil(b"\r\n\r\n")
-    except TimeoutError:
-        return 0, False
-    except asyncio.IncompleteReadError as error:
-        answer = error.partial
-    finally:
-        writer.close()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                answer = await reader.readuntil(b"\r\n\r\n")
+        except TimeoutError:
+            return 0, False
+        except asyncio.IncompleteReadError as error:
+            answer = error.partial
     status = answer.partition(b"\r\n")[0].split(b" ")
     number = int(status[1]) if len(status) > 1 and status[1].isdigit() else 502
     return number, b"application/problem+json" in answer.lower()
 
 
-async def _connected(parts: SplitResult, settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+@asynccontextmanager
+async def _connected(
+    parts: SplitResult, settings: Settings
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Over when the block is: a TLS peer that never says goodbye is not waited for, and nothing stays open."""
     context = client_context(ca_file=settings.public_ca_file) if parts.scheme == "https" else None
     port = parts.port or (443 if context else 80)
     async with asyncio.timeout(CONNECT_S):
-        return await asyncio.open_connection(parts.hostname, port, ssl=context, limit=MOST_HEAD_BYTES)
+        reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, limit=MOST_HEAD_BYTES)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):  # the peer's own reset
+            await writer.wait_closed()
 
 
 async def check_journey(settings: Settings, ledger: Ledger) -> list[Check]:

@@ -5,7 +5,11 @@ What a whole site, tokens and body limits come to is in test_doctor and in tests
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -101,6 +105,30 @@ async def test_a_certificate_that_ends_is_to_be_renewed(tmp_path, authority, day
             return
         check = one(await ingress.check_certificate(chosen), state)
     assert ("Renew the certificate" in check.fix) == (state == "amber")
+
+
+def test_a_server_that_never_says_goodbye_leaves_no_connection_behind(tmp_path, authority):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    lasting(authority, 90).configure_cert(context)
+    over = threading.Event()
+
+    def greet():
+        with listening.accept()[0] as plain, context.wrap_socket(plain, server_side=True):
+            over.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, pytest.MonkeyPatch.context() as patched:
+        left: list[str] = []
+        patched.setattr(sys, "unraisablehook", lambda args: left.append(str(args.exc_value)))
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        address = f"https://127.0.0.1:{listening.getsockname()[1]}"
+        chosen = settings(tmp_path, public_url=address, public_ca_file=tmp_path / "ca.pem")
+        one(asyncio.run(ingress.check_certificate(chosen)), "green")
+        gc.collect()
+        over.set()
+        greeting.join()
+    assert not left
 
 
 async def test_a_certificate_of_an_unknown_authority_and_plain_http_are_red(tmp_path, authority):
