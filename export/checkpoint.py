@@ -75,6 +75,12 @@ def load_checkpoint(path: Path, sizes: Sizes) -> Checkpoint:
     return Checkpoint(model.eval(), meta, trained=True)
 
 
+def save_checkpoint(document: dict[str, Any], path: Path) -> None:
+    """Write and then rename, so that a reader or a crash never sees half a file."""
+    torch.save(document, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
 def misfit(model: Tags, weights: Mapping[str, Any]) -> str | None:
     """The first name or shape that is not the model's, in words."""
     expected = model.state_dict()

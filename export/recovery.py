@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from contract.bundle import Bundle, BundleInvalid, load_bundle
 from contract.tensors import NetworkSpec, network_specs
-from export.checkpoint import Meta
+from export.checkpoint import Meta, save_checkpoint
 from export.networks.build import build_tags
 from export.refusal import refusal
 from export.to_onnx import write_onnx
@@ -43,7 +43,7 @@ def main(
         checkpoint = recovered(load_bundle(bundle))
     except (BundleInvalid, WeightsNotFound) as error:
         raise refusal(error) from error
-    torch.save(checkpoint, out)
+    save_checkpoint(checkpoint, out)
     typer.echo(f"{out}: {sum(weight.numel() for weight in checkpoint['state_dict'].values()):,} weights")
 
 

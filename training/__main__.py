@@ -10,6 +10,7 @@ import typer
 from contract.sizes import CONFIGURATIONS
 from training.evaluation.command import evaluate
 from training.finetuning.command import fine_tune
+from training.recipe import Only
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 app.command()(evaluate)
@@ -31,9 +32,9 @@ def run(
     close_up: Annotated[
         int | None, typer.Option(help="a cheap first stage: voxels per side of parts of phantoms")
     ] = None,
-    boxes_only: Annotated[
-        bool, typer.Option(help="learn of boxes only; answers to requests without one stay as they are")
-    ] = False,
+    only: Annotated[
+        Only | None, typer.Option(help="learn nothing else; answers to requests without one stay as they are")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="go on from OUT/last.pt when it is there")] = False,
 ) -> None:
     """Train one stage; its checkpoint is OUT/last.pt."""
@@ -46,7 +47,7 @@ def run(
     roi = CONFIGURATIONS[config].roi
     plan = Plan(
         config=config, roi=close_up or roi, whole=roi if close_up else None, batch=batch, rate=rate, seed=seed,
-        steps=steps, minutes=minutes, workers=workers, device=device, boxes_only=boxes_only,
+        steps=steps, minutes=minutes, workers=workers, device=device, only=only,
     )  # fmt: skip
     typer.echo(train(plan, out, init=init, resume=resume))
 
@@ -61,12 +62,14 @@ def average(
     """Weights between two checkpoints of one lineage (Wortsman et al. 2022, robust fine-tuning)."""
     import torch
 
-    from training.loop import save
+    from export.checkpoint import save_checkpoint
 
     one, other = (torch.load(path, weights_only=True) for path in (first, second))
     weights = {name: torch.lerp(one["state_dict"][name], value, share) for name, value in other["state_dict"].items()}
     training = other["meta"]["training"] | {"averaged_with": one["meta"]["training"], "share": share}
-    save({"config": other["config"], "state_dict": weights, "meta": other["meta"] | {"training": training}}, out)
+    save_checkpoint(
+        {"config": other["config"], "state_dict": weights, "meta": other["meta"] | {"training": training}}, out
+    )
 
 
 @app.command()

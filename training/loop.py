@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,10 +30,11 @@ from torch.nn import Parameter
 
 from contract.sizes import CONFIGURATIONS
 from contract.tensors import LABEL_BOX_MAX, LABEL_BOX_MIN
+from export.checkpoint import save_checkpoint
 from export.networks.build import Tags, build_tags
 from export.networks.prompts import BOX_MAPS, PROMPT_MAPS
 from training.losses import soft_dice_loss, total_loss
-from training.recipe import meta
+from training.recipe import Only, meta
 from training.simulate import TRUTH, Sample, corrected, make_close_up, make_sample
 
 WARM_UP = 0.03  # share of the budget
@@ -62,7 +64,7 @@ class Plan:
         None  # voxels per side of the phantoms that samples are cut out of; None: of the size of samples
     )
     device: str = "cpu"  # or "cuda": phantoms are made there, too
-    boxes_only: bool = False  # samples with boxes; nothing is learned that another prompt could notice
+    only: Only | None = None  # samples with that prompt; nothing is learned that requests without it could notice
 
     def progress(self, step: int, minutes: float) -> float:
         """Share of the budget used, 0..1."""
@@ -144,10 +146,10 @@ def _work(rank: int, plan: Plan, out: Path, init: Path | None, resume: bool, sav
             if bar:
                 bar.update(task, completed=100 * progress, step=run.step, **losses)
                 if now - saved > 60 * save_every_minutes:
-                    save(run.state(plan), out / LATEST)
+                    save_checkpoint(run.state(plan), out / LATEST)
                     saved = now
     if rank == 0:
-        save(run.state(plan), out / LATEST)
+        save_checkpoint(run.state(plan), out / LATEST)
     if plan.workers > 1:
         distributed.destroy_process_group()
 
@@ -197,8 +199,9 @@ def restore(checkpoint: Path, plan: Plan) -> Run:
 
 
 def optimizer(model: Tags, plan: Plan) -> torch.optim.AdamW:
-    if plan.boxes_only:
-        return torch.optim.AdamW([{"params": only_boxes(model), "share": 1.0}], lr=0.0, weight_decay=0.0)
+    if plan.only:
+        learned = only_boxes(model) if plan.only == "boxes" else only_texts(model)
+        return torch.optim.AdamW([{"params": learned, "share": 1.0}], lr=0.0, weight_decay=0.0)
     encoder = [
         p for network in (model.sam_encoder, model.clip_text_embedder) for p in network.parameters() if p.requires_grad
     ]
@@ -214,14 +217,33 @@ def only_boxes(model: Tags) -> list[Parameter]:
     model.requires_grad_(False)
     encoder, stem = model.fusion_decoder.prompt_encoder, model.fusion_decoder.pyramid.stem
     before_maps = stem.in_channels - PROMPT_MAPS - 1  # the semantic map comes last
-    learned = (encoder.label_embed, encoder.map_embed.weight, stem.weight)
-    masks = [torch.zeros_like(parameter) for parameter in learned]
-    masks[0][[LABEL_BOX_MIN, LABEL_BOX_MAX]] = 1
-    masks[1][:, BOX_MAPS] = 1
-    masks[2][:, [before_maps + place for place in BOX_MAPS]] = 1
-    for parameter, mask in zip(learned, masks, strict=True):
-        parameter.requires_grad_(True).register_hook(mask.mul)
-    return list(learned)
+    return [
+        _parts_of(encoder.label_embed, [LABEL_BOX_MIN, LABEL_BOX_MAX], axis=0),
+        _parts_of(encoder.map_embed.weight, BOX_MAPS, axis=1),
+        _parts_of(stem.weight, [before_maps + place for place in BOX_MAPS], axis=1),
+    ]
+
+
+def only_texts(model: Tags) -> list[Parameter]:
+    """Freeze all but what a text that does not count multiplies by zero: the text embedder, its token, its vector in
+    the pyramid, and the weights of the semantic map in the three convolutions that read it."""
+    model.requires_grad_(False)
+    decoder, tower = model.fusion_decoder, model.clip_text_embedder
+    words = [parameter for parameter in tower.parameters() if parameter is not tower.token_embedding.weight]
+    whole = [*words, *decoder.prompt_encoder.text_token.parameters(), decoder.pyramid.text.weight]
+    readers = (decoder.prompt_encoder.map_embed, decoder.pyramid.stem, decoder.cls1)
+    return [
+        *(parameter.requires_grad_(True) for parameter in whole),
+        *(_parts_of(reader.weight, [-1], axis=1) for reader in readers),  # the semantic map comes last
+    ]
+
+
+def _parts_of(parameter: Parameter, places: Sequence[int], *, axis: int) -> Parameter:
+    """The parameter, of which only these places along the axis are learned."""
+    mask = torch.zeros_like(parameter)
+    mask.index_fill_(axis, torch.tensor(places, device=mask.device) % mask.shape[axis], 1)
+    parameter.requires_grad_(True).register_hook(mask.mul)
+    return parameter
 
 
 def advance(run: Run, plan: Plan, progress: float, drawn: list[Sample]) -> dict[str, float]:
@@ -288,11 +310,7 @@ def samples(plan: Plan, rank: int, step: int) -> list[Sample]:
     torch.set_num_threads(1)
     share = plan.batch // plan.workers
     first = step * plan.batch + rank * share
-    make = (
-        partial(make_sample, boxes_only=plan.boxes_only)
-        if plan.whole is None
-        else partial(make_close_up, whole=plan.whole)
-    )
+    make = partial(make_sample, only=plan.only) if plan.whole is None else partial(make_close_up, whole=plan.whole)
     return [make(plan.seed, first + i, size=plan.roi, device=plan.device) for i in range(share)]
 
 
@@ -326,12 +344,6 @@ def schedule(progress: float) -> float:
 def collate(samples: list[Sample]) -> dict[str, Tensor]:
     """Tensors with the batch axis, by field."""
     return {f.name: torch.from_numpy(np.stack([getattr(s, f.name) for s in samples])) for f in fields(Sample)}
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write and then rename, so that a reader or a crash never sees half a file."""
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def progress_bar() -> Progress:

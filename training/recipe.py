@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from contract.grid import GridRule
 from contract.intensity import IntensityRule
@@ -21,6 +21,8 @@ INTENSITY = {
 }
 NOUNS = ("tumour", "tumor", "lesion")
 FINDINGS = tuple(f"{target} {noun}" for target in TARGETS for noun in NOUNS) + NOUNS
+
+Only = Literal["boxes", "texts"]  # what a stage learns, if not everything
 
 HELD_OUT_SEED = 1_000_000_000  # training seeds count up from 0 and stay far below; evaluation starts here
 

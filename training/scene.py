@@ -35,6 +35,7 @@ class Phantom:
     distractors: np.ndarray  # bool, other tumours, look-alikes, vessels, bones
     organ: np.ndarray  # bool, the organ with its tumours
     organs: np.ndarray  # uint8, 1 + index in TARGETS of the organ without its tumours, 0 elsewhere
+    tumours: np.ndarray  # uint8, 1 + index in TARGETS of the organ whose tumour it is, 0 elsewhere
     organ_name: str  # one of TARGETS
     healthy: tuple[str, ...]  # targets that are in view and have no tumour, or are not in view
     anatomy: bool  # names mean something here
@@ -64,6 +65,7 @@ class Scene(ABC):
         self.forbidden = self.empty()  # where no tumour grows: air, mostly bone
         self.organ = self.empty()
         self.organs = torch.zeros(self.shape, dtype=torch.uint8, device=self.draw.device)
+        self.tumours_of = torch.zeros_like(self.organs)
 
     def empty(self) -> Tensor:
         return torch.zeros(self.shape, dtype=torch.bool, device=self.draw.device)
@@ -186,6 +188,7 @@ class Scene(ABC):
             distractors=(self.distractors & ~tumour).cpu().numpy(),
             organ=(self.organ | tumour).cpu().numpy(),
             organs=self.organs.cpu().numpy(),
+            tumours=self.tumours_of.cpu().numpy(),
             organ_name=self.organ_name,
             healthy=self.healthy,
             anatomy=self.anatomy,

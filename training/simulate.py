@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
-from typing import Literal
 
 import numpy as np
 from instant_clip_tokenizer import Tokenizer
@@ -29,7 +28,7 @@ from contract.tensors import (
 from contract.text import phrases
 from training.fields import Draw
 from training.phantoms import make_phantom
-from training.recipe import INTENSITY, NOUNS
+from training.recipe import INTENSITY, NOUNS, Only
 from training.scene import Phantom, Tumours
 from training.tissues import TARGETS
 
@@ -63,17 +62,17 @@ class Sample:
     text_map: np.ndarray  # (1, S, S, S) float32, 1 in tumours that the words mean, 0.5 in their organ; -1 if unknown
 
 
-def make_sample(seed: int, index: int, *, size: int, device: str = "cpu", boxes_only: bool = False) -> Sample:
+def make_sample(seed: int, index: int, *, size: int, device: str = "cpu", only: Only | None = None) -> Sample:
     """Sample `index` of the endless training set `seed`: a function of its arguments alone, so training can resume.
 
-    Args: boxes_only: each has a box.
+    Args: only: each has a box, or a text that counts.
     """
     rng = np.random.default_rng([seed, index, size])
     kinds: tuple[Tumours, ...] = ("of any size", "large and mixed", "mostly suiting")
-    any_size = 0 if boxes_only else ANY_SIZE
+    any_size = 0 if only == "boxes" else ANY_SIZE
     tumours = kinds[int(rng.choice(3, p=[any_size, MIXED, 1 - any_size - MIXED]))]
     phantom = make_phantom(int(rng.integers(1 << 29)), size=size, tumours=tumours, device=device)
-    return simulate(phantom, rng, only="box" if boxes_only else "clicks" if tumours == "of any size" else None)
+    return simulate(phantom, rng, only=only, unsized=tumours == "of any size")
 
 
 def make_close_up(seed: int, index: int, *, size: int, whole: int, device: str = "cpu") -> Sample:
@@ -108,16 +107,18 @@ def cropped(phantom: Phantom, start: np.ndarray, size: int) -> Phantom:
     return replace(phantom, **volumes, anatomy=False)
 
 
-def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Literal["clicks", "box"] | None = None) -> Sample:
+def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Only | None = None, unsized: bool = False) -> Sample:
     """One sample with drawn prompts. At least one prompt says which tumour is meant, or the text alone does, which only
-    an anatomy gives a meaning. Args: only: "clicks": neither box nor previous mask; "box": always a box."""
+    an anatomy gives a meaning. Where there is none, a text beside other prompts may name any organ, and what they say
+    holds. Args: only: each has a box, or a text that counts. unsized: neither box nor previous mask says how large."""
     inside = _scanned(phantom.tumour, rng)
     tumour = phantom.tumour & inside
     clicks: list[Click] = []
     box = previous = None
     finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", bool(rng.random() < TEXT_ELSEWHERE)
+    use_text |= only == "texts"
     text_map = named(phantom, phantom.organ_name) if phantom.anatomy else None
-    if phantom.anatomy and rng.random() < TEXT_ALONE and only != "box":
+    if phantom.anatomy and rng.random() < TEXT_ALONE and only != "boxes":
         use_text = True
         tumour = phantom.same_organ & inside
         if phantom.healthy and rng.random() < TEXT_ABSENT:
@@ -125,8 +126,8 @@ def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Literal["click
             finding, tumour = f"{organ_name} {rng.choice(NOUNS)}", np.zeros_like(tumour)
             text_map = named(phantom, organ_name)
     else:
-        kind = 1.0 if only == "clicks" else rng.random()
-        if kind < BOX or only == "box":
+        kind = 1.0 if unsized else rng.random()
+        if kind < BOX or only == "boxes":
             box = jittered_box(tumour, rng)
             if rng.random() < 0.3:
                 clicks = draw_clicks(phantom, tumour, 1 + int(rng.integers(2)), rng)
@@ -135,7 +136,9 @@ def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Literal["click
             clicks = correcting_clicks(tumour, previous, int(rng.integers(0, 4)), rng)
         else:
             clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
-        if use_text and (not phantom.anatomy or rng.random() < 0.2):
+        if use_text and not phantom.anatomy and rng.random() < 0.7:
+            finding = f"{rng.choice(TARGETS)} {rng.choice(NOUNS)}"
+        elif use_text and (not phantom.anatomy or rng.random() < 0.2):
             finding, text_map = str(rng.choice(NOUNS)), None
     organ = noisy_organ(phantom, rng) if rng.random() < ORGAN_MASK else None
     return assemble(phantom, tumour, inside=inside, clicks=clicks, box=box, organ=organ, previous=previous,

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.torch
 from contract.intensity import IntensityRule  # noqa: E402
 from contract.sizes import CONFIGURATIONS, SMALL  # noqa: E402
 from contract.tensors import LABEL_BOX_MIN, LABEL_FOREGROUND  # noqa: E402
+from export.checkpoint import save_checkpoint  # noqa: E402
 from training.__main__ import average  # noqa: E402
 from training.loop import (  # noqa: E402
     Plan,
@@ -25,7 +26,6 @@ from training.loop import (  # noqa: E402
     later_round,
     restore,
     samples,
-    save,
     schedule,
     start,
     train,
@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     halted = start(PLAN, None)
     steps(whole, 4)
     steps(halted, 2)
-    save(halted.state(PLAN), tmp_path / "last.pt")
+    save_checkpoint(halted.state(PLAN), tmp_path / "last.pt")
     torch.manual_seed(99)  # the resumed process draws other initial weights, which must not matter
     resumed = restore(tmp_path / "last.pt", PLAN)
     steps(resumed, 4)
@@ -75,28 +75,37 @@ def test_a_first_stage_learns_from_close_ups_smaller_than_a_window():
     assert np.isfinite(advance(run, plan, 0.2, drawn)["loss"])
 
 
-def test_what_is_learned_of_boxes_only_leaves_other_answers_as_they_are_to_the_bit():
-    plan = replace(PLAN, boxes_only=True)
+def has_box(sample):
+    return (sample.point_labels == LABEL_BOX_MIN).any()
+
+
+def has_text(sample):
+    return sample.use_text[0] == 1
+
+
+@pytest.mark.parametrize(("only", "has"), [("boxes", has_box), ("texts", has_text)])
+def test_what_is_learned_of_one_prompt_only_leaves_other_answers_as_they_are_to_the_bit(only, has):
+    plan = replace(PLAN, only=only)
     run = start(plan, None)
     torch.nn.init.normal_(run.model.fusion_decoder.detail.weight, std=0.05)  # at zero it hides the pyramid
-    boxes = samples(plan, 0, 0)
-    assert all((sample.point_labels == LABEL_BOX_MIN).any() for sample in boxes)
+    with_it = samples(plan, 0, 0)
+    assert all(has(sample) for sample in with_it)
     clicked = next(
         sample
         for number in range(20)
         for sample in samples(PLAN, 0, number)
-        if not (sample.point_labels == LABEL_BOX_MIN).any() and (sample.point_labels == LABEL_FOREGROUND).any()
+        if not has(sample) and (sample.point_labels == LABEL_FOREGROUND).any()
     )
 
     def answer(drawn):
         with torch.no_grad():
             return run.model(**inputs_of(collate(drawn)))[0]
 
-    before = answer([clicked]), answer(boxes)
+    before = answer([clicked]), answer(with_it)
     for _ in range(3):
-        advance(run, plan, 0.2, boxes)
+        advance(run, plan, 0.2, with_it)
     assert torch.equal(answer([clicked]), before[0])
-    assert not torch.allclose(answer(boxes), before[1], atol=1e-3)
+    assert not torch.allclose(answer(with_it), before[1], atol=1e-3)
 
 
 def test_the_loss_falls_on_a_batch_seen_again_and_again():
@@ -124,7 +133,7 @@ def test_an_average_lies_between_two_checkpoints_and_says_so(tmp_path):
     run = start(PLAN, None)
     for name, last in (("one", 1), ("other", 2)):
         steps(run, last)
-        save(run.state(PLAN), tmp_path / f"{name}.pt")
+        save_checkpoint(run.state(PLAN), tmp_path / f"{name}.pt")
     average(tmp_path / "one.pt", tmp_path / "other.pt", out=tmp_path / "average.pt", share=0.25)
     one, other, between = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "other", "average")

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contract.sizes import CONFIGURATIONS
+from export.checkpoint import save_checkpoint
 from export.networks.build import Tags, build_tags
 from export.pretrained import load_clip_text, load_sam
 from training.finetuning.freezing import TEXT_PROJECTION, exported, freeze
@@ -32,7 +33,7 @@ from training.finetuning.objective import Objective
 from training.finetuning.preparation import PreparedCase
 from training.finetuning.recipes import Recipe
 from training.finetuning.samples import training_sample, validation_sample
-from training.loop import FIRST_LOGIT, collate, save
+from training.loop import FIRST_LOGIT, collate
 from training.recipe import NOUNS
 from training.simulate import Sample
 
@@ -212,7 +213,7 @@ def write(run: Run, plan: Plan, data: Data, origin: Origin, out: Path, fabric: F
     tags = run.objective.tags
     result = {"config": plan.config, "state_dict": exported(tags), "meta": meta(run, plan, data, origin, fabric)}
     if better:
-        save(result, out / BEST)
+        save_checkpoint(result, out / BEST)
     kept = {
         "model": {name: value.cpu() for name, value in tags.state_dict().items()},
         "optimizer": run.optimizer.state_dict(),
@@ -221,7 +222,7 @@ def write(run: Run, plan: Plan, data: Data, origin: Origin, out: Path, fabric: F
         "seconds": run.seconds,
         "plan": asdict(plan),
     }
-    save(result | {"run": kept}, out / LATEST)
+    save_checkpoint(result | {"run": kept}, out / LATEST)
 
 
 def meta(run: Run, plan: Plan, data: Data, origin: Origin, fabric: Fabric) -> dict[str, Any]:
