@@ -16,7 +16,7 @@ from training.scene import Phantom, Tumours
 COLUMNS, ROWS = 10, 2  # of each kind of scene
 KINDS: tuple[tuple[bool, Tumours], ...] = (
     (False, "mostly suiting"),
-    (False, "large and mixed"),
+    (False, "mixed"),
     (True, "mostly suiting"),
 )  # anatomy, tumours
 SCALE = 2  # screen pixels per voxel

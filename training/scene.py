@@ -18,9 +18,9 @@ from torch import Tensor
 from training.fields import Draw, curve, ellipsoid, gaussian_matrix, grid, separable, slice_matrix, tube
 from training.tissues import TARGETS, tissue_values, tumour_value
 
-# Tumours that mostly suit the region, of any size alike, or large ones of several tissues in which the border of a
-# tissue is not the border of the tumour.
-Tumours = Literal["mostly suiting", "of any size", "large and mixed"]
+# Tumours that mostly suit the region, of any size alike, or of several tissues, in which the border of a tissue is not
+# the border of the tumour: mostly large.
+Tumours = Literal["mostly suiting", "of any size", "mixed"]
 
 PART_SHARE = (0.25, 0.2, 0.1, 0.2, 0.1, 0.15)
 
@@ -35,7 +35,6 @@ class Phantom:
     distractors: np.ndarray  # bool, other tumours, look-alikes, vessels, bones
     organ: np.ndarray  # bool, the organ with its tumours
     organs: np.ndarray  # uint8, 1 + index in TARGETS of the organ without its tumours, 0 elsewhere
-    tumours: np.ndarray  # uint8, 1 + index in TARGETS of the organ whose tumour it is, 0 elsewhere
     organ_name: str  # one of TARGETS
     healthy: tuple[str, ...]  # targets that are in view and have no tumour, or are not in view
     anatomy: bool  # names mean something here
@@ -65,7 +64,6 @@ class Scene(ABC):
         self.forbidden = self.empty()  # where no tumour grows: air, mostly bone
         self.organ = self.empty()
         self.organs = torch.zeros(self.shape, dtype=torch.uint8, device=self.draw.device)
-        self.tumours_of = torch.zeros_like(self.organs)
 
     def empty(self) -> Tensor:
         return torch.zeros(self.shape, dtype=torch.bool, device=self.draw.device)
@@ -116,7 +114,7 @@ class Scene(ABC):
         brightness = tumour_value(self.rng, self.modality, around)
         change = brightness - around
         value = torch.full(self.shape, brightness, device=draw.device)
-        if self.tumours == "large and mixed":
+        if self.tumours == "mixed":
             self.mix(value, level, radius, around)
         elif draw.chance(0.3):  # two or three tissues side by side
             field = draw.field(self.shape, max(2.0, radius * draw.uniform(0.3, 0.9)))
@@ -188,7 +186,6 @@ class Scene(ABC):
             distractors=(self.distractors & ~tumour).cpu().numpy(),
             organ=(self.organ | tumour).cpu().numpy(),
             organs=self.organs.cpu().numpy(),
-            tumours=self.tumours_of.cpu().numpy(),
             organ_name=self.organ_name,
             healthy=self.healthy,
             anatomy=self.anatomy,

@@ -33,7 +33,7 @@ from training.scene import Phantom, Tumours
 from training.tissues import TARGETS
 
 ANY_SIZE = 0.1  # share of phantoms with tumours of any size: clicks do not say how large it is, boxes and masks do
-MIXED = 0.35  # share of phantoms with large tumours of several tissues: a click means all of them
+MIXED = 0.4  # share of phantoms with tumours of several tissues: a click means all of them
 TEXT_ALONE = 0.25  # share of anatomy samples
 BOX, PREVIOUS_MASK = 0.30, 0.20  # shares of the others that may have them; the rest has clicks only
 TEXT_ABSENT = 0.4  # share of text-alone samples that ask for what the scan does not show
@@ -68,7 +68,7 @@ def make_sample(seed: int, index: int, *, size: int, device: str = "cpu", only: 
     Args: only: each has a box, or a text that counts.
     """
     rng = np.random.default_rng([seed, index, size])
-    kinds: tuple[Tumours, ...] = ("of any size", "large and mixed", "mostly suiting")
+    kinds: tuple[Tumours, ...] = ("of any size", "mixed", "mostly suiting")
     any_size = 0 if only == "boxes" else ANY_SIZE
     tumours = kinds[int(rng.choice(3, p=[any_size, MIXED, 1 - any_size - MIXED]))]
     phantom = make_phantom(int(rng.integers(1 << 29)), size=size, tumours=tumours, device=device)

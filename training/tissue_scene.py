@@ -24,8 +24,8 @@ class TissueScene(Scene):
         centre = (middle + self.rng.standard_normal(3) * wander * size).clip(2, size - 3)
         suits = draw.chance(0.6) and self.tumours == "mostly suiting"
         radius = size * (draw.uniform(0.17, 0.36) if suits else draw.log_uniform(0.04, 0.5))
-        if self.tumours == "large and mixed":
-            radius = size * draw.uniform(0.2, 0.4)
+        if self.tumours == "mixed":
+            radius = size * draw.uniform(0.08, 0.42)
         labels = self.regions()
         here = labels[tuple(np.rint(centre).astype(int))]
         body = self.body(centre, radius)

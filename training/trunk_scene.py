@@ -52,8 +52,6 @@ class TrunkScene(Scene):
         self.organ = organs[self.organ_name] | self.same_organ
         for number, target in enumerate(TARGETS):
             self.organs[organs[target]] = 1 + number
-            if target in grown:
-                self.tumours_of[grown[target]] = 1 + number
         for name in names[1:]:
             self.distractors |= grown[name] & ~self.same_organ
         self.distractors |= self.same_organ & ~self.tumour

@@ -80,7 +80,7 @@ def test_large_mixed_tumours_vary_more_inside_than_other_large_ones() -> None:
         inside = ndimage.binary_erosion(phantom.tumour, iterations=2)
         return float(ndimage.gaussian_filter(phantom.image, 1.5)[inside].std())
 
-    mixed, others = large("large and mixed"), large("mostly suiting")
+    mixed, others = large("mixed"), large("mostly suiting")
     assert len(mixed) > 1.3 * len(others)
     assert np.median([deviation(p) for p in mixed]) > 1.3 * np.median([deviation(p) for p in others])
 
