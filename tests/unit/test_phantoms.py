@@ -71,9 +71,11 @@ def test_tumours_of_any_size_are_smaller_and_larger_than_those_that_suit_the_reg
     assert np.median(sizes("of any size")) < 0.5 * np.median(sizes("mostly suiting"))
 
 
-def test_large_mixed_tumours_vary_more_inside_than_other_large_ones() -> None:
+def test_mixed_tumours_are_small_and_large_and_vary_more_inside_than_other_large_ones() -> None:
     def large(tumours: Tumours) -> list[Phantom]:
         drawn = [make_phantom(seed, size=48, modality="CT", anatomy=False, tumours=tumours) for seed in range(24)]
+        volumes = [int(phantom.tumour.sum()) for phantom in drawn]
+        assert max(volumes) > 20 * min(volumes)
         return [phantom for phantom in drawn if phantom.tumour.sum() > phantom.tumour.size / 30]
 
     def deviation(phantom: Phantom) -> float:
@@ -81,7 +83,7 @@ def test_large_mixed_tumours_vary_more_inside_than_other_large_ones() -> None:
         return float(ndimage.gaussian_filter(phantom.image, 1.5)[inside].std())
 
     mixed, others = large("mixed"), large("mostly suiting")
-    assert len(mixed) > 1.3 * len(others)
+    assert min(len(mixed), len(others)) > 5
     assert np.median([deviation(p) for p in mixed]) > 1.3 * np.median([deviation(p) for p in others])
 
 

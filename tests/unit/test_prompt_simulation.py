@@ -23,6 +23,7 @@ from contract.tensors import (  # noqa: E402
     network_specs,
 )
 from training.phantoms import make_phantom  # noqa: E402
+from training.recipe import NOUNS  # noqa: E402
 from training.scene import Phantom  # noqa: E402
 from training.simulate import (  # noqa: E402
     CLOSE_UPS,
@@ -254,7 +255,7 @@ def test_only_anatomy_says_where_words_belong(samples: list[Sample]) -> None:
 def test_of_a_tumour_of_any_size_only_clicks_are_told() -> None:
     phantom = make_phantom(2, size=SIZE, modality="CT", anatomy=False)
     for seed in range(30):
-        sample = simulate(phantom, np.random.default_rng(seed), only="clicks")
+        sample = simulate(phantom, np.random.default_rng(seed), unsized=True)
         assert not np.isin(sample.point_labels, (LABEL_BOX_MIN, LABEL_BOX_MAX)).any()
         assert not sample.mask_prompt.any()
         assert (sample.point_labels == LABEL_FOREGROUND).any()
@@ -274,3 +275,18 @@ def test_a_cropped_phantom_is_the_same_scan_where_it_was_cut() -> None:
     for name in ("image", "tumour", "distractors", "organs"):
         assert np.array_equal(getattr(part, name), getattr(whole, name)[3:19, 5:21, 7:23])
     assert not part.anatomy
+
+
+def test_without_anatomy_a_text_that_counts_may_name_any_organ_and_what_else_is_told_says_where() -> None:
+    phantom = make_phantom(2, size=SIZE, modality="CT", anatomy=False)
+    texts = {f"{target} {noun}": tokens(f"{target} {noun}")[0] for target in TARGETS for noun in NOUNS}
+    named_organs = set()
+    for seed in range(60):
+        sample = simulate(phantom, np.random.default_rng(seed), only="texts")
+        assert sample.use_text[0] == 1
+        assert np.any(sample.point_labels != LABEL_PAD) or sample.mask_prompt.any()
+        assert sample.text_map.max() == -1
+        named_organs |= {
+            text.rpartition(" ")[0] for text, ids in texts.items() if np.array_equal(ids, sample.input_ids)
+        }
+    assert named_organs == set(TARGETS)
