@@ -124,10 +124,12 @@ def test_a_server_that_never_says_goodbye_leaves_no_connection_behind(tmp_path, 
         greeting.start()
         address = f"https://127.0.0.1:{listening.getsockname()[1]}"
         chosen = settings(tmp_path, public_url=address, public_ca_file=tmp_path / "ca.pem")
-        one(asyncio.run(ingress.check_certificate(chosen)), "green")
-        gc.collect()
-        over.set()
-        greeting.join()
+        try:
+            one(asyncio.run(ingress.check_certificate(chosen)), "green")
+            gc.collect()
+        finally:
+            over.set()
+            greeting.join()
     assert not left
 
 
