@@ -25,7 +25,7 @@ MEANT, SAME_ORGAN, ANSWER = (255, 60, 60), (255, 220, 0), (0, 220, 255)
 
 
 def page(first_seed: int = 0) -> Image.Image:
-    """Tissue scenes above, large mixed tumours in such scenes, anatomy scenes below; each the slice with most of it."""
+    """Tissue scenes above, mixed tumours in such scenes, anatomy scenes below; each the slice with most of it."""
     rows = []
     for anatomy, tumours in KINDS:
         for row in range(ROWS):
