@@ -7,7 +7,6 @@ context, whatever happened in it.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+
+from service.triton_server import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S = 120  # the networks load in seconds; a busy two-core machine takes its time
@@ -72,5 +73,4 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]

@@ -73,6 +73,7 @@ async def engine_at(bundle, url, *, timeout_s=60.0, max_waiting=4):
 @pytest.fixture
 async def engine(bundle, server):
     async with engine_at(bundle, server.url) as engine:
+        await recovered(engine)  # a test before may have killed the server: gRPC waits before it tries an address again
         yield engine
 
 
