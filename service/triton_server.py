@@ -27,7 +27,7 @@ from contract.tensors import CLIP_TEXT_EMBEDDER, network_specs
 from service.triton_install import Installation, TritonUnavailable, install
 
 HOST = "127.0.0.1"
-FREE_PORTS = range(12_000, 32_000)
+FREE_PORTS = range(12_000, 32_000)  # Linux gives those from 32768 on to outgoing connections
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Triton and its stubs exchange tensors, not a file of ours)  # nosec B108
 EXIT_TIMEOUT_S = 5  # that Triton gives requests in flight when asked to stop
 KILL_TIMEOUT_S = 20  # after which it is killed
@@ -47,17 +47,18 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
+        """Three of `free_ports`."""
         return cls(*free_ports(3))
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on at this moment, below those that a system gives to outgoing connections: one of
     these could else take a port before its server does."""
-    found: dict[int, None] = {}
+    found: set[int] = set()
     while len(found) < count:
         port = FREE_PORTS.start + secrets.randbelow(len(FREE_PORTS))
         with suppress(OSError), socket.create_server((HOST, port)):
-            found[port] = None
+            found.add(port)
     return list(found)
 
 

@@ -38,6 +38,7 @@ TEXT_ALONE = 0.25  # share of anatomy samples
 BOX, PREVIOUS_MASK = 0.30, 0.20  # shares of the others that may have them; the rest has clicks only
 TEXT_ABSENT = 0.4  # share of text-alone samples that ask for what the scan does not show
 TEXT_ELSEWHERE = 0.4  # share of the other samples whose text counts
+ANY_ORGAN = 0.7  # share of such texts that name an organ where there is no anatomy
 ORGAN_MASK = 0.3
 CLOSE_UPS = 8  # samples cut out of one phantom in a first stage
 CLICKS = (0.55, 0.2, 0.13, 0.08, 0.04)  # probability of 1 .. 5 clicks
@@ -115,8 +116,8 @@ def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Only | None = 
     tumour = phantom.tumour & inside
     clicks: list[Click] = []
     box = previous = None
-    finding, use_text = f"{phantom.organ_name} {rng.choice(NOUNS)}", bool(rng.random() < TEXT_ELSEWHERE)
-    use_text |= only == "texts"
+    finding = f"{phantom.organ_name} {rng.choice(NOUNS)}"
+    use_text = bool(rng.random() < TEXT_ELSEWHERE) or only == "texts"
     text_map = named(phantom, phantom.organ_name) if phantom.anatomy else None
     if phantom.anatomy and rng.random() < TEXT_ALONE and only != "boxes":
         use_text = True
@@ -136,7 +137,7 @@ def simulate(phantom: Phantom, rng: np.random.Generator, *, only: Only | None = 
             clicks = correcting_clicks(tumour, previous, int(rng.integers(0, 4)), rng)
         else:
             clicks = draw_clicks(phantom, tumour, 1 + int(rng.choice(5, p=CLICKS)), rng)
-        if use_text and not phantom.anatomy and rng.random() < 0.7:
+        if use_text and not phantom.anatomy and rng.random() < ANY_ORGAN:
             finding = f"{rng.choice(TARGETS)} {rng.choice(NOUNS)}"
         elif use_text and (not phantom.anatomy or rng.random() < 0.2):
             finding, text_map = str(rng.choice(NOUNS)), None
